@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from tests.telemetry.collector import SOON, collector
 from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, make_engine
@@ -17,6 +18,7 @@ from tests.trainer.tiny import Volume
 
 from espalier.api.wire.gradients import ForwardRequest
 from espalier.api.wire.headers import CLIENT, IDEMPOTENCY_KEY
+from espalier.telemetry import spans
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.http import one_client
@@ -49,9 +51,9 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
 
 
 async def send(
-    client: Client, kind: str, seq: int, body: bytes, model_id: str = MODEL_ID
+    client: Client, kind: str, seq: int, body: bytes, model_id: str = MODEL_ID, **more: str
 ) -> tuple[int, dict[str, Any]]:
-    headers = bearer() | {IDEMPOTENCY_KEY: f"{model_id}/{seq}"}
+    headers = bearer() | {IDEMPOTENCY_KEY: f"{model_id}/{seq}"} | more
     answer = await client.post(f"/train/tinker/{kind}", data=body, headers=headers)
     return answer.status, await answer.json()
 
@@ -85,6 +87,28 @@ async def test_a_step_is_accepted_at_once_and_told_as_the_sdk_reads_it(client: C
     assert step.headers["Espalier-Checkpoint"] == "arith-000001"
     assert step.headers["Espalier-Checkpoint-Digest"].startswith("sha256:")
     assert (await told(client, 2))["metrics"] == metrics
+
+
+async def test_a_command_that_waits_for_its_turn_stays_in_the_trace_that_it_came_in(
+    volume: Volume, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*SOON)
+    sent = {
+        2: ("optim-step", tinker.optim_step(2)),
+        1: ("forward-backward", tinker.forward_backward(1, tinker.batch())),
+    }
+    with collector() as kept:
+        spans.start(kept.environment(), "espalier-trainer")
+        try:
+            async with trainer(volume, policy) as client:
+                for seq, (kind, body) in sent.items():
+                    trace = f"00-{seq:032x}-{1:016x}-01"
+                    assert await send(client, kind, seq, body, traceparent=trace) == (202, {})
+                await told(client, 2)
+        finally:
+            spans.stop()
+        traces = [one.trace for one in kept.spans if one.name == "engine tinker"]
+    assert traces == [f"{seq:032x}" for seq in (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.step_time import StepTime, TimedTrainer
 from espalier.runner.task_source import OpenRewards, TaskSource
 from espalier.runner.waiting import Waiting
+from espalier.telemetry import spans
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ class Loop:
             await self._evaluations.finish()
             self._journal.event("finished", step=state.run_step)
             return True
-        await self._step(run.spec, state)
+        with spans.span("step", {spans.STEP: state.run_step + 1}):
+            await self._step(run.spec, state)
         return False
 
     async def _ended(self) -> bool:
@@ -219,6 +221,7 @@ class Loop:
         )
         attempt = steps.attempt
         if taken is not None:
+            spans.note({spans.CHECKPOINT: taken.committed.checkpoint_id})
             self._report(taken, state.term)
             step_series.count(taken)
             seen = taken.attempt.metrics | taken.request.metrics

@@ -54,6 +54,8 @@ from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import TRAINER, NamespacedName
 from espalier.podclient import PodFaultError
+from espalier.telemetry import spans
+from espalier.telemetry.http_server import X_REQUEST_ID
 from espalier.untrusted import UnreadableError, read_model
 
 READS = frozenset({"batch", "declared", "losses", "state"})
@@ -188,7 +190,7 @@ class TrainingRoutes:
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:
         request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        headers["X-Request-Id"] = request[REQUEST_ID]
+        headers[X_REQUEST_ID] = request[REQUEST_ID]
         if is_unkeyed(request):
             headers[CLIENT] = client_name(command.user)
         headers |= declared_header(self._watch.world, model)
@@ -238,7 +240,7 @@ class TrainingRoutes:
         """Served, Pinned, Gated, or Timeout when none of these came true in time."""
         digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
         try:
-            checkpoint = read_model(OptimStepResult, answer.body).checkpoint_id
+            step = read_model(OptimStepResult, answer.body)
         except UnreadableError as error:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step with no step: {error}"
@@ -247,6 +249,8 @@ class TrainingRoutes:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
             )
+        checkpoint = step.checkpoint_id
+        spans.note({spans.STEP: step.step, spans.CHECKPOINT: checkpoint})
         promoted = await self._watch.wait_for(
             lambda world: promotion(world, command.model, checkpoint, digest),
             command.within(PROMOTION_SECONDS),

@@ -24,6 +24,7 @@ from espalier.gateway.tinker.names import TinkerModel
 from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
+from espalier.telemetry import spans
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.untrusted import UnreadableError
 
@@ -70,7 +71,9 @@ class Commands:
             RefusalError: the trainer's own, 503 when none took it in time, or 429 of a caller who
                 submits too many at once.
         """
-        async with self._quotas.train(user, model.trained):
+        trained = model.trained
+        spans.note({spans.NAMESPACE: trained.namespace, spans.MODEL: trained.name})
+        async with self._quotas.train(user, trained):
             await self._submit(model, number, kind, body, content_type)
 
     async def _submit(

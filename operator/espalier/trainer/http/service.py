@@ -26,6 +26,7 @@ from espalier.api.wire.gradients import (
 from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import Assignment, Usage
+from espalier.telemetry import http_server, spans
 from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
@@ -104,7 +105,11 @@ class Service:
     def app(self) -> web.Application:
         """The routes of the architecture page."""
         app = web.Application(
-            middlewares=[self._door.answer_problems, self._door.authenticate],
+            middlewares=[
+                *http_server.middlewares(only_carried_on=True),
+                self._door.answer_problems,
+                self._door.authenticate,
+            ],
             client_max_size=self._max_body_bytes,
         )
         app.router.add_get("/healthz", self._healthz)
@@ -202,7 +207,9 @@ class Service:
                 if IDEMPOTENCY_KEY not in request.headers and client:
                     return await self._unkeyed(engine, Unkeyed(client, sent))
                 work = partial(engine.execute, Command(key_of(request), sent), self._admit)
-                return _answer(await self._on_engine(kind, work))
+                answer = await self._on_engine(kind, work)
+            self._note_position()
+            return _answer(answer)
 
         return handle
 
@@ -212,13 +219,20 @@ class Service:
         if refused is not None:
             raise refused
 
+    def _note_position(self) -> None:
+        """Says in the span of a command where training is after it."""
+        if (state := self.feed.snapshot.state) is not None:
+            spans.note({spans.STEP: state.step, spans.CHECKPOINT: state.checkpoint})
+
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         with prometheus.QUEUE.track_inprogress():
-            return await loop.run_in_executor(self._worker, self._watched, what, work)
+            watched = spans.here(partial(self._watched, what, work))
+            return await loop.run_in_executor(self._worker, watched)
 
     def _watched(self, what: str, work: Callable[[], T]) -> T:
-        with prometheus.COMMANDS.labels(what).time():
+        # Without the wait for the thread, which is what the request's own span has beyond it.
+        with spans.part(f"engine {what}"), prometheus.COMMANDS.labels(what).time():
             return self._watchdog.run(what, work)
 
     async def _counted(self, what: str, work: Callable[[], T]) -> T:
@@ -238,6 +252,7 @@ class Service:
                 partial(unkeyed.execute, engine, command, waited=waited, admit=self._admit),
             )
             if done is not None:
+                self._note_position()
                 key, answer = done
                 response = _answer(answer)
                 response.headers[IDEMPOTENCY_KEY] = f"{key.session}/{key.seq}"

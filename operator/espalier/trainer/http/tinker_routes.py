@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast, get_args
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from espalier.api.wire.headers import CHECKPOINT, CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.api.wire.problem import Problem
 from espalier.core.idempotency import read_key
+from espalier.telemetry import spans
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.tinker.results import PROTOBUF, Category, Failed
@@ -41,6 +43,7 @@ MAX_WAIT_SECONDS = 30.0
 AGAIN_SECONDS = 2.0
 # The SDK sends a submission again for 5 minutes; after that it does not come.
 GAP_SECONDS = 330.0
+TRACES_MOST = 4096
 
 T = TypeVar("T")
 _KINDS: dict[CommandKind, Kind] = {
@@ -84,6 +87,8 @@ class TinkerRoutes:
         self._arrived = asyncio.Event()
         self._answers: dict[Key, asyncio.Event] = {}
         self._last: dict[str, float] = {}
+        # The traces that commands which wait came in; forgotten with the process.
+        self._traces: dict[Key, Context] = {}
         self._client = client
         self._held_up: Problem | None = None
         self._task: asyncio.Task[None] | None = None
@@ -126,6 +131,11 @@ class TinkerRoutes:
         refused, trains = await asyncio.to_thread(_checked, log, limits, arrival)
         if trains and refused is None:
             refused = self._client.claim(key.session, engine.assigned_run())
+        if spans.recording():
+            self._traces[key] = copy_context()
+            if len(self._traces) > TRACES_MOST:
+                # Of one that was sent again after its answer.
+                del self._traces[next(iter(self._traces))]
         await asyncio.to_thread(_keep, log, arrival, refused)
         self._last[key.session] = time.monotonic()
         self.wake()
@@ -171,11 +181,12 @@ class TinkerRoutes:
         engine = self._engine()
         while True:
             self._arrived.clear()
+            began = time.time_ns()
             try:
                 turn = await self._on_engine("tinker", lambda: queue.take_turn(engine))
                 self._held_up = turn.held_up
                 if turn.answered is not None:
-                    self._tell(turn.answered)
+                    self._tell(turn.answered, began)
                     continue
                 wait = AGAIN_SECONDS if turn.held_up is not None else await self._gaps(engine)
             except Exception:
@@ -201,8 +212,11 @@ class TinkerRoutes:
                 self._tell(key)
         return wait
 
-    def _tell(self, key: Key) -> None:
-        """Wakes those who wait for a command's result."""
+    def _tell(self, key: Key, began: int | None = None) -> None:
+        """Wakes those who wait for a command's result, on which work began at a time in ns."""
+        trace = self._traces.pop(key, None)
+        if trace is not None and began is not None:
+            trace.run(spans.past, "engine tinker", began)
         answered = self._answers.pop(key, None)
         if answered is not None:
             answered.set()
