@@ -13,6 +13,7 @@ from tests.cli.test_verbs import BRANCHES, head, served
 from typer.testing import CliRunner, Result
 
 from espalier.cli.main import app
+from espalier.core.volume import checkpoints_of, directory_name
 from espalier.local.layout import Layout
 
 
@@ -74,7 +75,7 @@ def test_a_name_that_is_not_there_brings_the_nearest(commands: Commands) -> None
     assert "arith-000003" in said
 
 
-def test_rollouts_are_read_from_the_volume_of_this_machine(commands: Commands) -> None:
+def test_rollouts_are_read_from_where_a_version_before_has_left_them(commands: Commands) -> None:
     digest = manifests()[0]["spec"]["digest"]
     place = commands.layout.volume("weights") / "checkpoints" / digest.replace(":", "-")
     assert "cannot read" in commands("rollouts", "show", "arith-000001").output
@@ -86,8 +87,9 @@ def test_rollouts_are_read_from_the_volume_of_this_machine(commands: Commands) -
 
 def keep(commands: Commands, number: int, *rows: dict[str, Any]) -> None:
     """Lays rollouts beside a checkpoint of the tree, by its number."""
-    digest = manifests()[number]["spec"]["digest"]
-    place = commands.layout.volume("weights") / "checkpoints" / digest.replace(":", "-")
+    spec = manifests()[number]["spec"]
+    folder = checkpoints_of(commands.layout.volume("weights"), spec["modelRef"]["name"])
+    place = folder / directory_name(spec["digest"])
     place.mkdir(parents=True, exist_ok=True)
     (place / "rollouts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 

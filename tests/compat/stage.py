@@ -420,7 +420,7 @@ class Stage:
     def _serves(self, ip: str, adapter: str) -> bool:
         """What a rollout has loaded, or finds on the volume when it is asked for it."""
         digest = adapter.partition("@")[2]
-        found = self.volume.glob(f"checkpoints/sha256-{digest}*") if digest else ()
+        found = self.volume.glob(f"checkpoints/*/sha256-{digest}*") if digest else ()
         return adapter in ("base", *self.rollouts.serving.get(ip, ())) or any(found)
 
     def _choice(self, body: Body, text: str, index: int) -> Body:

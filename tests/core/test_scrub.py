@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import scrub
 from espalier.core.checkpoints.checkpoint import Evidence
-from espalier.core.checkpoints.scrub import Fault, Report, ScrubView, decide, key_of
+from espalier.core.checkpoints.scrub import ScrubView, decide
+from espalier.core.checkpoints.scrub_report import Fault, Report, key_of
 from espalier.core.conditions import find
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow
@@ -72,6 +74,26 @@ def test_a_scrub_begins_when_its_time_has_come_and_reads_the_base_and_every_chec
     assert [c.metadata.name for c in due.batch] == [*NAMES]
 
 
+def test_scrubs_that_are_long_overdue_begin_one_after_the_other_each_within_an_interval() -> None:
+    """As under the first version that scrubs: models of all ages, none of which was ever read."""
+    old = [
+        replace(scrubbed().metadata, uid=f"uid-{n}", creation_timestamp="2025-01-01T00:00:00Z")
+        for n in range(200)
+    ]
+    models = [scrubbed().model_copy(update={"metadata": metadata}) for metadata in old]
+    first = [decide(ScrubView(each, MADE), NOW) for each in models]
+    assert sum(decision.job == "Create" for decision in first) < 200 / 12
+    waits = [decision.again_seconds or 0.0 for decision in first]
+    assert max(waits) <= 168 * 3600
+    at_once = max(sum(start <= wait < start + 3600 for wait in waits) for start in waits if start)
+    assert at_once < 10
+    # Its moment is the same when it is asked again, also by another operator.
+    later, wait = datetime.fromisoformat(NOW), max(waits)
+    then = (later + timedelta(seconds=wait + 1)).isoformat()
+    last = models[waits.index(wait)]
+    assert decide(ScrubView(last, MADE), then).job == "Create"
+
+
 def test_the_switch_turns_it_off_and_an_annotation_asks_for_one_all_the_same() -> None:
     assert decide(ScrubView(scrubbed(hours=0), MADE), NEXT_WEEK).job == "Keep"
     asked = decide(ScrubView(scrubbed(hours=0, asked="now"), MADE), NOW)
@@ -123,6 +145,36 @@ def test_what_was_found_is_on_record_before_the_job_goes() -> None:
     assert (then.status.after, then.status.rotten) == (NAMES[1], [NAMES[1]])
     assert (then.finding.status, then.finding.reason) == ("False", "CheckpointsRotten")
     assert NAMES[1] in then.finding.message
+
+
+def test_what_a_pass_found_stays_until_the_next_has_read_it_again() -> None:
+    found = {"ended": NOW, "rotten": [NAMES[2]], "rotten_count": 1, "rotten_base": "corrupt"}
+    told = {**MADE, NAMES[2]: saying(MADE[NAMES[2]], "BytesAltered")}
+    begun = decide(ScrubView(scrubbed(**found), told), NEXT_WEEK)
+    assert begun.status is not None
+    assert (begun.status.rotten, begun.status.rotten_base) == ([NAMES[2]], "corrupt")
+    assert begun.finding.status == "False"
+
+    def after(status: Scrub, known: dict[str, Checkpoint], checked: int) -> Scrub:
+        """The status once a batch that found nothing is on record."""
+        model = scrubbed().model_copy(
+            update={"status": scrubbed().status.model_copy(update={"scrub": status})}
+        )
+        report = ended(Report(checked=checked, read_bytes=7))
+        recorded = decide(ScrubView(model, known, **report), NEXT_WEEK).status
+        assert recorded is not None
+        return recorded
+
+    half = after(begun.status, told, 2)
+    assert (half.rotten, half.rotten_count, half.rotten_base) == ([NAMES[2]], 1, None)
+    # Its condition is taken back before the batch is recorded.
+    whole = after(begun.status, MADE, 3)
+    assert (whole.rotten, whole.rotten_count) == ([], 0)
+    # One that was deleted is rotten no more.
+    gone = {name: c for name, c in told.items() if name != NAMES[2]}
+    again = decide(ScrubView(scrubbed(**found), gone), NEXT_WEEK).status
+    assert again is not None
+    assert again.rotten_count == 0
 
 
 def test_a_batch_is_recorded_once_however_long_its_job_is_seen() -> None:

@@ -13,6 +13,7 @@ from tests.gateway.conftest import Gateway
 
 from espalier.gateway.tinker.names import Session, TinkerModel, WeightsPath
 from espalier.gateway.tinker.saves import Saves, every, find
+from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import STATUS_MANAGER
 
@@ -91,3 +92,38 @@ async def test_a_name_is_of_one_checkpoint_until_it_is_overwritten(
     found = find(world, saved.path("best"))
     assert found is not None
     assert found.checkpoint == other.name
+
+
+async def test_a_checkpoint_that_is_saved_again_takes_the_end_that_is_given_now(
+    saved: Saved,
+) -> None:
+    world = saved.gateway.world.served
+
+    async def end(**given: Any) -> tuple[str, str | None]:
+        assert await saved.save("best", **given) == ""
+        saved.seen()
+        found = find(world, saved.path("best"))
+        assert found is not None
+        return found.save.time, found.save.expires_at
+
+    first = await end(ttl_seconds=3600)
+    # The same request asked for its result again, as clients do.
+    assert await end(ttl_seconds=3600) == first
+    _, longer = await end(ttl_seconds=7200, metadata={"loss": "0.5"})
+    assert longer is not None
+    assert first[1] is not None
+    assert longer > first[1]
+    assert (await end())[1] is None
+
+
+async def test_the_name_of_a_checkpoint_itself_takes_neither_an_end_nor_metadata(
+    saved: Saved,
+) -> None:
+    saved.seen()
+    listed = TinkerModel.listed(NamespacedName(saved.namespace, "arith"))
+    path = WeightsPath(listed, "weights", saved.name)
+    bare: dict[str, Any] = {"ttl_seconds": None, "metadata": None, "overwrite": True}
+    assert await saved.saves.record(path, saved.name, **bare) == ""
+    for asked in ({"ttl_seconds": 60}, {"metadata": {"loss": "0.5"}}):
+        refused = await saved.saves.record(path, saved.name, **bare | asked)
+        assert "the name of the Checkpoint itself" in refused

@@ -235,6 +235,50 @@ async def test_bases_are_named_to_those_who_may_fork_or_sample_in_their_namespac
         assert ("registry.example/model:1" in await reply.text()) == named
 
 
+def deleted_while_asked(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, gone: NamespacedName
+) -> None:
+    """The API server reviews a right, and before its answer comes the model is deleted."""
+    review = gateway.context.auth.allowed
+
+    async def slow(*asked: Any) -> bool:
+        may = await review(*asked)
+        gateway.world.drop("TrainableModel", gone.name)
+        return may
+
+    monkeypatch.setattr(gateway.context.auth, "allowed", slow)
+
+
+async def test_a_base_is_sampled_from_a_model_that_is_left_when_others_are_deleted_meanwhile(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = gateway.world.model("a"), gateway.world.model("b")
+    deleted_while_asked(gateway, monkeypatch, second)
+    asked = {
+        "session_id": str(Session(first.namespace, "0" * 16)),
+        "sampling_session_seq_id": 0,
+        "base_model": "registry.example/model:1",
+    }
+    reply = await gateway.post("/api/v1/create_sampling_session", asked)
+    assert reply.status == 200, await reply.text()
+    sampler = Sampler.read((await reply.json())["sampling_session_id"])
+    assert sampler is not None
+    assert sampler.model == first
+
+
+async def test_a_model_that_is_deleted_while_its_caller_is_looked_at_is_not_found(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = gateway.world.model("arith")
+    deleted_while_asked(gateway, monkeypatch, model)
+    reply = await gateway.get("/v2/models/arith/checkpoints")
+    assert (reply.status, (await reply.json())["reason"]) == (404, "ModelNotFound")
+    again = gateway.world.model("arith")
+    assert again == model
+    listed = await gateway.get("/v2/models")
+    assert (listed.status, (await listed.json())["items"]) == (200, [])
+
+
 @pytest.mark.parametrize("held", ["HeadPinned", "RunSuspended"])
 async def test_a_client_waits_while_training_is_held_and_is_told_why(
     gateway: Gateway, upstream: Start, held: str

@@ -22,7 +22,7 @@ from espalier.api.wire.rollout_control import Served, ServeRequest
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.core.checkpoints.scrub import SCRUB
-from espalier.core.volume import FOLDERS, directory_name
+from espalier.core.volume import checkpoints_of, directory_name
 from espalier.kube.objects import Body, ObjectKey
 from espalier.sampler.verified_store import AdapterStore, StoreError
 
@@ -135,8 +135,9 @@ class Site:
         return count
 
     def directory(self, name: str) -> Path:
-        folder = self.stage.volume / FOLDERS["checkpoint"]
-        return folder / directory_name(self.spec(name)["digest"])
+        spec = self.spec(name)
+        folder = checkpoints_of(self.stage.volume, spec["modelRef"]["name"])
+        return folder / directory_name(spec["digest"])
 
     def digests(self) -> dict[str, str]:
         return {name: self.spec(name)["digest"] for name in self.names()}

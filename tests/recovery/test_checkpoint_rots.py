@@ -39,7 +39,7 @@ async def test_a_scrub_names_the_rotten_checkpoint_and_takes_it_back_once_it_is_
     head = site.stage.body("CheckpointHead", MODEL)["status"]
     assert head["current"]["name"] == "arith-000003"
     await site.track()
-    copy = backup / "checkpoints" / rotten.name / WEIGHTS
+    copy = backup / "checkpoints" / MODEL / rotten.name / WEIGHTS
     (rotten / WEIGHTS).write_bytes(copy.read_bytes())
     ask(site, "tuesday")
     await site.says("TrainableModel", MODEL, "Scrubbed", "BytesIntact")

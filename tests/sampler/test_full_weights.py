@@ -40,7 +40,7 @@ class World:
     def directory(self, name: str) -> Path:
         if name == "base":
             return self.model
-        (found,) = (self.volume / "checkpoints").glob(f"sha256-{name.partition('@')[2]}*")
+        (found,) = (self.volume / "checkpoints").glob(f"*/sha256-{name.partition('@')[2]}*")
         return found
 
     def state(self) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tests.sampler.tiny import commit, commit_checkpoint
 
+from espalier.sampler.verified_load import verified_copy
 from espalier.sampler.verified_store import AdapterStore, StoreError, verify_base
 
 BASE = "sha256:" + "b" * 64
@@ -48,8 +50,8 @@ def refusal(store: AdapterStore, name: str) -> str:
     return caught.value.problem.reason
 
 
-def directory_of(volume: Path, digest: str) -> Path:
-    return volume / "checkpoints" / digest.replace(":", "-")
+def directory_of(volume: Path, digest: str, model: str = "arith") -> Path:
+    return volume / "checkpoints" / model / digest.replace(":", "-")
 
 
 def test_a_committed_adapter_resolves_to_its_directory(
@@ -99,8 +101,47 @@ def test_a_prefix_shared_by_two_checkpoints_is_refused(
     assert refusal(store, name_of(digest)) == "AmbiguousAdapter"
 
 
+@pytest.mark.parametrize("folder", ["", "parent"])
+def test_a_fork_finds_its_parents_checkpoint_and_one_from_before_models_had_folders(
+    store: AdapterStore, volume: Path, tmp_path: Path, folder: str
+) -> None:
+    files = source(tmp_path / "adapter")
+    digest = commit_checkpoint(volume, files, BASE, rank=4, model="parent")
+    place = volume / "checkpoints" / folder / digest.replace(":", "-")
+    directory_of(volume, digest, "parent").rename(place)
+    assert store.resolve(name_of(digest)).directory == place
+
+
+def test_what_another_models_trainer_puts_under_this_ones_digests_is_not_looked_at(
+    store: AdapterStore, volume: Path, digest: str
+) -> None:
+    """Whoever writes the folder of model ``mallory`` chooses its names, and no bytes of arith."""
+    own = directory_of(volume, digest)
+    planted = directory_of(volume, digest, "mallory")
+    shutil.copytree(own, planted)
+    (planted / "adapter_model.safetensors").write_bytes(b"mallory")
+    (planted.parent / (own.name[:19] + "0" * 52)).mkdir()
+    assert store.resolve(name_of(digest)).directory == own
+    fork = name_of(digest).replace("arith", "fork")
+    assert store.resolve(fork).directory == own
+    shutil.rmtree(own)
+    assert refusal(store, fork) == "AdapterNotFound"
+
+
+def test_what_is_loaded_is_what_was_hashed_and_not_what_lies_there_later(
+    volume: Path, digest: str
+) -> None:
+    directory = directory_of(volume, digest)
+    with verified_copy(directory) as copy:
+        (directory / "adapter_model.safetensors").write_bytes(b"changed")
+        assert (copy / "adapter_model.safetensors").read_bytes() == b"weights"
+        assert json.loads((copy / "adapter_config.json").read_bytes())["r"] == 4
+    with pytest.raises(StoreError, match="does not match its manifest"), verified_copy(directory):
+        pass
+
+
 def test_a_commit_in_progress_is_not_served(store: AdapterStore, volume: Path) -> None:
-    (volume / "checkpoints" / ("sha256-" + "a" * 64)).mkdir(parents=True)
+    (volume / "checkpoints" / "arith" / ("sha256-" + "a" * 64)).mkdir(parents=True)
     assert refusal(store, "arith@" + "a" * 12) == "NotCommitted"
 
 
@@ -143,7 +184,7 @@ def test_an_adapter_that_the_server_has_no_slot_for_is_refused(
 
 
 def test_a_base_is_no_adapter(store: AdapterStore, volume: Path, tmp_path: Path) -> None:
-    digest = commit(volume / "checkpoints", source(tmp_path / "base"), "base", base=BASE)
+    digest = commit(volume / "checkpoints" / "arith", source(tmp_path / "base"), "base", base=BASE)
     assert refusal(store, name_of(digest)) == "WrongKind"
 
 

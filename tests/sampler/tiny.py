@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
+from espalier.core.volume import checkpoints_of
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -121,14 +123,20 @@ def commit_full(volume: Path, model_directory: Path, base: str, *, seed: int) ->
 
 
 def commit_checkpoint(
-    volume: Path, source: Path, base: str, rank: int, *, adapter_type: str = "LoRA"
+    volume: Path,
+    source: Path,
+    base: str,
+    rank: int,
+    *,
+    adapter_type: str = "LoRA",
+    model: str = "arith",
 ) -> str:
     """Commit files as a checkpoint with the metadata that the trainer writes."""
     return commit(
-        volume / "checkpoints",
+        checkpoints_of(volume, model),
         source,
         "checkpoint",
-        model="tiny",
+        model=model,
         base=base,
         run="default/run",
         step=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.core.manifests.installation import KEYS_FILE, ChildSettings
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
-from espalier.core.volume import digest_of
+from espalier.core.volume import checkpoints_of, digest_of
 from espalier.local.manifests import ManifestError, read
 from espalier.sampler.verified_store import StoreError, verify_base
 from espalier.trainer.__main__ import make_policy
@@ -103,7 +104,7 @@ def test_a_manifest_that_hashes_to_its_name_and_is_none_of_ours_is_passed_over(
     tmp_path: Path, written: str
 ) -> None:
     store = CheckpointStore(tmp_path, "arith")
-    directory = tmp_path / "checkpoints" / digest_of(written).replace(":", "-")
+    directory = tmp_path / "checkpoints" / "arith" / digest_of(written).replace(":", "-")
     directory.mkdir(parents=True)
     (directory / "manifest.json").write_bytes(written.encode("latin-1"))
     assert [*store.checkpoints()] == []
@@ -125,17 +126,22 @@ def mounts(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {mount["mountPath"]: mount for mount in container["volumeMounts"]}
 
 
-def test_a_trainer_cannot_write_the_bases_and_a_sampler_nothing() -> None:
+def test_a_trainer_writes_its_own_folders_of_the_volume_and_a_sampler_nothing() -> None:
     settings = ChildSettings(SETTINGS.images, KEYS_FILE, SETTINGS.gateway_url)
     trainer = mounts(trainer_statefulset(model_of(), settings, base=BASE, replicas=1))
-    assert trainer["/weights/bases"] == {
-        "name": "weights",
-        "mountPath": "/weights/bases",
-        "subPath": "bases",
-        "readOnly": True,
-    }
     sampler = mounts(rollout_deployment(model_of(), settings, base=BASE))
-    assert sampler["/weights"]["readOnly"] is True
+
+    def parts(of: dict[str, dict[str, Any]]) -> dict[str, bool]:
+        """Where the volume is seen, by path inside of it, and whether it may be written."""
+        weights = [mount for mount in of.values() if mount["name"] == "weights"]
+        assert all(m["mountPath"] == f"/weights/{m['subPath']}" for m in weights)
+        return {mount["subPath"]: not mount.get("readOnly", False) for mount in weights}
+
+    assert parts(sampler) == {"bases": False, "checkpoints": False}
+    assert parts(trainer) == {
+        **{"bases": False, "checkpoints": False},
+        **{"checkpoints/arith": True, "models/arith": True},
+    }
     # A subPath would keep the keys of the pod's start.
     for found in (trainer, sampler):
         assert found["/etc/espalier/keys"] == {
@@ -143,3 +149,26 @@ def test_a_trainer_cannot_write_the_bases_and_a_sampler_nothing() -> None:
             "mountPath": "/etc/espalier/keys",
             "readOnly": True,
         }
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_what_another_models_trainer_puts_under_this_ones_digests_is_not_trained_on(
+    tmp_path: Path, *, fork: bool
+) -> None:
+    """Whoever writes the folder of model ``mallory`` chooses its names, and no bytes of arith."""
+    volume = tmp_path / "weights"
+    writer = CheckpointStore(volume, "arith")
+    with writer.staging("checkpoint") as staged:
+        (staged / "state.json").write_text("{}")
+        metadata = {"model": "arith", "base": BASE, "step": 1}
+        stored, _ = writer.commit("checkpoint", staged, metadata)
+    own, digest = stored.path, stored.digest
+    store = CheckpointStore(volume, "a-fork" if fork else "arith")
+    planted = checkpoints_of(volume, "a-mallory") / own.name
+    shutil.copytree(own, planted)
+    flip(planted / "state.json")
+    assert store.verify("checkpoint", digest).path == own
+    assert [stored.path for stored in store.checkpoints()] == [own]
+    shutil.rmtree(own)
+    assert not store.has("checkpoint", digest)
+    assert [*store.checkpoints()] == []

@@ -14,6 +14,7 @@ from tests.tinker.scenarios import drive
 from tests.tinker.sdk import NEWEST, environment, run
 from tests.tinker.test_training import trained
 
+from espalier.core.volume import checkpoints_of, directory_name
 from espalier.tinker.commands import ADAPTER_FILES
 
 pytestmark = pytest.mark.timeout(900)
@@ -93,7 +94,7 @@ async def test_every_group_of_commands_works_or_is_refused_by_name(
     assert "Target directory already exists" in again.errors
     got = tmp_path / "got" / state.removeprefix("tinker://").replace("/", "_")
     digest = stage.body("Checkpoint", f"{trained(model)}-000001")["spec"]["digest"]
-    kept = stage.volume / "checkpoints" / digest.replace(":", "-")
+    kept = checkpoints_of(stage.volume, trained(model)) / directory_name(digest)
     for file in ADAPTER_FILES:
         assert (got / file).read_bytes() == (kept / file).read_bytes()
     (served,) = {t.model for t in stage.trainers.values()} - {trained(model)}

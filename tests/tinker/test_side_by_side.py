@@ -22,6 +22,7 @@ from tests.tinker.test_training import trained
 from tests.user_clients import PATIENCE_SECONDS, ROOT
 
 from espalier.client import GatewayClient
+from espalier.core.volume import checkpoints_of, directory_name
 from espalier.gateway.access.offers import Offers
 from espalier.runner.journal import Journal
 from espalier.runner.loop import Loop
@@ -181,7 +182,9 @@ def _spec(stage: Stage, name: str) -> dict[str, Any]:
 
 def _weights(stage: Stage, name: str) -> str:
     """The digest of a checkpoint's weights alone."""
-    directory = stage.volume / "checkpoints" / _spec(stage, name)["digest"].replace(":", "-")
+    spec = _spec(stage, name)
+    folder = checkpoints_of(stage.volume, spec["modelRef"]["name"])
+    directory = folder / directory_name(spec["digest"])
     digest: str = json.loads((directory / "manifest.json").read_text())["files"][WEIGHTS]["sha256"]
     return digest
 

@@ -50,7 +50,7 @@ def grown(engine: Engine) -> list[Commit]:
 
 
 def surveyed(volume: Volume, of: str = "arith", base: str = "") -> tuple[list[Commit], list[str]]:
-    lines = list(survey(CheckpointStore(volume.path, "adoption"), of, base))
+    lines = list(survey(CheckpointStore(volume.path, of), of, base))
     commits = [Commit.model_validate(line["commit"]) for line in lines if "commit" in line]
     return commits, [line["refused"] for line in lines if "refused" in line]
 
@@ -62,7 +62,7 @@ def without_origin(commit: Commit) -> dict[str, Any]:
 
 
 def directory(volume: Volume, commit: Commit) -> Path:
-    return volume.path / "checkpoints" / commit.digest.replace(":", "-")
+    return volume.path / "checkpoints" / "arith" / commit.digest.replace(":", "-")
 
 
 def test_the_volume_holds_everything_that_the_trainers_log_had(
@@ -84,7 +84,7 @@ def test_torn_damaged_and_foreign_directories_are_reported_and_left_out(
     (directory(volume, made[0]) / "manifest.json").unlink()
     weights = directory(volume, made[1]) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    (volume.path / "checkpoints" / ".tmp-0.arith").mkdir()
+    (volume.path / "checkpoints" / "arith" / ".tmp-0.arith").mkdir()
     (volume.path / "checkpoints" / "notes.txt").write_text("mine")
     found, strays = surveyed(volume)
     assert [commit.name for commit in found if commit.digest in {c.digest for c in made[:2]}] == []
@@ -116,7 +116,12 @@ def test_adopt_makes_the_checkpoints_that_the_operator_had_made(
 ) -> None:
     made = grown(engine)
     # What retention took away stays away.
-    collect(CheckpointStore(volume.path, "collector"), "arith", [made[1].digest], orphaned=False)
+    collect(
+        CheckpointStore(volume.path, "arith", "collector"),
+        "arith",
+        [made[1].digest],
+        orphaned=False,
+    )
     arguments = ["-n", "ns", "adopt", "--model", "arith", "--volume", str(volume.path)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

@@ -24,11 +24,11 @@ def digests(engine: Engine) -> list[str]:
 
 
 def on_volume(volume: Volume) -> set[str]:
-    return {stored.digest for stored in CheckpointStore(volume.path, "reader").checkpoints()}
+    return {stored.digest for stored in CheckpointStore(volume.path, "").checkpoints()}
 
 
 def store(volume: Volume) -> CheckpointStore:
-    return CheckpointStore(volume.path, "collector-arith")
+    return CheckpointStore(volume.path, "arith", "collector-arith")
 
 
 def test_training_goes_on_and_restarts_without_the_bytes_in_between(
@@ -85,12 +85,12 @@ def test_checkpoints_of_other_models_and_damaged_ones_are_refused(
     assert collect(store(volume), "other", [first], orphaned=True) == {
         first: "it is a checkpoint of model arith"
     }
-    damaged = volume.path / "checkpoints" / second.replace(":", "-") / "optimizer.safetensors"
-    damaged.write_bytes(b"")
+    directory = store(volume).open("checkpoint", second).path
+    (directory / "optimizer.safetensors").write_bytes(b"")
     kept = collect(store(volume), "arith", [second, "sha256:../../bases"], orphaned=False)
     assert "damaged" in kept[second]
     assert kept["sha256:../../bases"] == "it is no digest"
-    assert (volume.path / "checkpoints" / second.replace(":", "-")).is_dir()
+    assert directory.is_dir()
 
 
 def test_a_checkpoint_that_is_gone_counts_as_removed(volume: Volume) -> None:

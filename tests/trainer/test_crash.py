@@ -184,7 +184,7 @@ def assert_same(volume: Volume, policy: Policy, expected: Any) -> None:
     assert digests == expected[0]
     assert all(torch.equal(weights[name], value) for name, value in expected[1].items())
     assert state == expected[2]
-    names = {path.name for path in (volume.path / "checkpoints").iterdir()}
+    names = {path.name for path in (volume.path / "checkpoints" / tiny.MODEL).iterdir()}
     assert names == {digest.replace(":", "-") for digest in digests}
 
 

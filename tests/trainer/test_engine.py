@@ -469,7 +469,7 @@ def test_a_full_volume_loses_nothing_and_the_step_can_be_sent_again(
     assert engine.state.problem is not None
     assert engine.state.problem.reason == "VolumeFull"
     assert engine.state.report().pending == 1
-    checkpoints = engine.state.store.model_directory("arith").parents[1] / "checkpoints"
+    checkpoints = engine.state.store.model_directory("arith").parents[1] / "checkpoints" / "arith"
     assert [p.name for p in checkpoints.glob("*")] == []
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
     assert engine.state.problem is None

@@ -42,7 +42,7 @@ def outside(tmp_path: Path) -> Path:
 
 
 def imported(volume: Volume, outside: Path) -> Stored:
-    store = CheckpointStore(volume.path, "importer")
+    store = CheckpointStore(volume.path, MODEL, "importer")
     return import_adapter(store, outside, ADAPTER, model=MODEL, base=volume.base)
 
 

@@ -11,6 +11,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire.declared import Declared
+from espalier.api.wire.problem import Problem
 from espalier.trainer.engine import queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
@@ -118,6 +119,42 @@ def test_a_client_that_comes_later_drops_the_batch_that_another_left(
     assert [record.key.seq for record in engine.state.log.pending()] == [5]
 
 
+def test_a_part_that_another_client_dropped_makes_the_rest_of_its_batch_fail(
+    engine: Engine,
+) -> None:
+    other = f"{MODEL_ID}-2"
+    tinker.accept(engine, *STEP[0])
+    tinker.work(engine)
+    tinker.accept(engine, *tinker.gradients(1, seed=9, model_id=other), model_id=other)
+    tinker.accept(engine, 2, "optim-step", tinker.optim_step(2, model_id=other), model_id=other)
+    tinker.work(engine)
+    stepped = engine.state.position.digest
+    for one in STEP[1:]:
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [2, 3, 4]
+    assert (tinker.status(engine, 4), tinker.reason(engine, 4)) == (409, "BatchBroken")
+    assert engine.state.position.digest == stepped
+    assert engine.state.report().pending == 0
+    tinker.accept(engine, *tinker.gradients(5))
+    tinker.accept(engine, *tinker.step(6))
+    assert tinker.work(engine) == [5, 6]
+    assert tinker.status(engine, 6) == 200
+
+
+def test_a_batch_of_which_a_restart_has_lost_gradients_ends_with_its_step(engine: Engine) -> None:
+    tinker.accept(engine, *STEP[0])
+    tinker.work(engine)
+    engine.state.drop_gradients()
+    lost = Problem(reason="GradientsLost", detail="what was added is gone", remedy="begin again")
+    engine.state.lose(lost, weights=False)
+    for one in (*STEP[1:], tinker.gradients(5), tinker.step(6)):
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [2, 3, 4, 5, 6]
+    assert [tinker.reason(engine, seq) for seq in (2, 3)] == ["GradientsLost"] * 2
+    assert tinker.reason(engine, 4) == "BatchBroken"
+    assert [tinker.status(engine, seq) for seq in (5, 6)] == [200, 200]
+
+
 def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(
     engine: Engine,
 ) -> None:
@@ -215,6 +252,23 @@ def test_commands_wait_until_the_operator_assigns_a_run(volume: Volume, policy: 
     engine.state.log.close()
 
 
+def test_what_a_restored_volume_holds_waits_for_the_assignment_that_counts_now(
+    engine: Engine, volume: Volume, policy: Policy
+) -> None:
+    for one in STEP:
+        tinker.accept(engine, *one, term=1)
+    engine.state.log.close()
+    again = tiny.engine(volume.path, volume.base, policy)
+    held_up = queue.take_turn(again).held_up
+    assert held_up is not None
+    assert held_up.reason == "AwaitingAssignment"
+    again.assign(tiny.assignment(term=2))
+    tinker.work(again)
+    assert tinker.reason(again, 1) == "StaleTerm"
+    assert again.state.commits == []
+    again.state.log.close()
+
+
 def test_a_save_names_where_training_stands_and_says_what_was_asked(engine: Engine) -> None:
     tinker.accept(engine, 1, "save-weights", tinker.save(1))
     for one in (tinker.gradients(2), tinker.step(3)):
@@ -249,6 +303,7 @@ def test_loaded_weights_are_in_force_again_after_a_restart(
     assert all(map(torch.equal, trained, weights(again)))
     assert tiny.moments(again).steps == int(optimizer)
     assert again.state.position.digest == ""
+    again.assign(tiny.assignment(term=2))
     for one in (tinker.gradients(4), tinker.step(5)):
         tinker.accept(again, *one)
     tinker.work(again)

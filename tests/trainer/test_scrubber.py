@@ -11,7 +11,7 @@ from tests.trainer.test_collector import digests
 from tests.trainer.test_fork import train
 from tests.trainer.tiny import Volume
 
-from espalier.core.checkpoints.scrub import Report, key_of
+from espalier.core.checkpoints.scrub_report import Report, key_of
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.jobs import scrubber
 from espalier.trainer.jobs.scrubber import SlowReader, scrub
@@ -19,7 +19,7 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 
 def directory(volume: Volume, digest: str) -> Path:
-    return volume.path / "checkpoints" / digest.replace(":", "-")
+    return volume.path / "checkpoints" / "arith" / digest.replace(":", "-")
 
 
 def flip(path: Path) -> None:
@@ -55,7 +55,7 @@ def test_rot_and_loss_are_named_and_the_rest_is_found_as_it_was_written(
 
 
 def test_a_rotten_base_is_found_and_the_reader_keeps_to_its_rate(volume: Volume) -> None:
-    store = CheckpointStore(volume.path, "scrubber")
+    store = CheckpointStore(volume.path, "arith")
     base = store.open("base", volume.base).path
     # A copy: other tests read the base that the volume leads to.
     original = base.resolve()
@@ -79,7 +79,7 @@ def test_a_rotten_base_is_found_and_the_reader_keeps_to_its_rate(volume: Volume)
 def test_a_volume_that_does_not_answer_accuses_no_bytes_and_a_disk_that_cannot_read_does(
     volume: Volume,
 ) -> None:
-    store = CheckpointStore(volume.path, "scrubber")
+    store = CheckpointStore(volume.path, "arith")
 
     class Failing(SlowReader):
         error = errno.ESTALE

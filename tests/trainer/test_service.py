@@ -236,7 +236,7 @@ async def test_health_names_a_command_that_is_stuck(
         await service.start(lambda publish: make_engine(volume, policy, publish))
         await assign(client)
 
-        def blocked(_self: Engine, _command: object) -> Answer:
+        def blocked(_self: Engine, *_: object) -> Answer:
             begun.set()
             assert release.wait(60)
             return Answer(200, "{}")
@@ -265,7 +265,7 @@ async def test_readiness_shows_a_fault_of_the_volume_and_stays_ready(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr("espalier.trainer.volume.command_log.write_file", fails)
+        full.setattr("espalier.trainer.volume.log_bodies.write_file", fails)
         status, body, _ = await post(
             client, "/train/forward-backward", tiny.forward_backward(), **{"Idempotency-Key": "a/1"}
         )

@@ -82,12 +82,12 @@ def policy(volume: Path, base: str, adapter: Adapter = ADAPTER, ranks: int = 1) 
     return load_policy(path, adapter, "float32", ranks)
 
 
-def engine(volume: Path, base: str, loaded: Policy | None = None) -> Engine:
-    store = CheckpointStore(volume, MODEL)
-    log = CommandLog(store.model_directory(MODEL), lock_seconds=1.0)
+def engine(volume: Path, base: str, loaded: Policy | None = None, model: str = MODEL) -> Engine:
+    store = CheckpointStore(volume, model)
+    log = CommandLog(store.model_directory(model), lock_seconds=1.0)
     return Engine(
         TrainingState(
-            model=MODEL,
+            model=model,
             base=base,
             compute=LocalCompute(loaded or policy(volume, base)),
             store=store,

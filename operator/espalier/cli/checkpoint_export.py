@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from espalier.cli.kubectl import Kubectl
 from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
 from espalier.core.names import trainer_name
-from espalier.core.volume import directory_name
+from espalier.core.volume import checkpoints_of, directory_name
 
 _EXPORT = ("-m", "espalier.trainer.jobs.export")
 _INSIDE = "/export"
@@ -107,26 +107,34 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
         CliError: kubectl failed; it carries its message.
     """
     checkpoint = kubectl.checkpoint(name)
-    model = kubectl.model(checkpoint.spec.model_ref.name)
-    path = f"checkpoints/{directory_name(checkpoint.spec.digest)}/rollouts.jsonl"
+    of = checkpoint.spec.model_ref.name
+    model = kubectl.model(of)
+    directory = directory_name(checkpoint.spec.digest)
+    # Versions before had one folder for the checkpoints of all models.
+    folders = (checkpoints_of(Path(), of), checkpoints_of(Path(), ""))
+    places = [folder / directory / "rollouts.jsonl" for folder in folders]
     volume = kubectl.volume(model)
-    text = _read_in_cluster(kubectl, model, path) if volume is None else _read_here(volume / path)
+    text = _in_cluster(kubectl, model, places) if volume is None else _read_here(volume, places)
     # Not splitlines: a text may contain characters that Python takes for the end of a line.
     return [json.loads(line) for line in text.split("\n") if line]
 
 
-def _read_here(path: Path) -> str:
+def _read_here(volume: Path, places: Sequence[Path]) -> str:
+    own, *_ = found = [volume / place for place in places]
+    path = next((path for path in found if path.is_file()), own)
     try:
         return path.read_text()
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read_in_cluster(kubectl: Kubectl, model: TrainableModel, path: str) -> str:
+def _in_cluster(kubectl: Kubectl, model: TrainableModel, places: Sequence[Path]) -> str:
     trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, trainer, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
-        return kubectl.call("exec", started, "--", "cat", f"{VOLUME_PATH}/{path}")
+        script = 'test -e "$0" && exec cat "$0"; exec cat "$1"'
+        found = (f"{VOLUME_PATH}/{place}" for place in places)
+        return kubectl.call("exec", started, "--", "sh", "-c", script, *found)
 
 
 def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The layout of a model's volume, and the digests that name what lies on it.
 
-``bases/sha256-<hex>/`` and ``checkpoints/sha256-<hex>/`` hold files and a ``manifest.json``, which
-lists their sizes and SHA-256. The digest of such a directory is the SHA-256 of its manifest's
-canonical JSON, so it covers every file and the metadata. Pure: nothing here opens a file.
+``bases/sha256-<hex>/`` and ``checkpoints/<model>/sha256-<hex>/`` hold files and a
+``manifest.json``, which lists their sizes and SHA-256. The digest of such a directory is the
+SHA-256 of its manifest's canonical JSON, so it covers every file and the metadata. Checkpoints of
+versions before lie in ``checkpoints/`` itself. Pure: nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -27,9 +28,19 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def directory(root: Path, kind: Kind, digest: str) -> Path:
-    """Where the base or checkpoint of a digest lies on the volume mounted at ``root``."""
-    return root / FOLDERS[kind] / directory_name(digest)
+def base_directory(root: Path, digest: str) -> Path:
+    """Where the base of a digest lies on the volume mounted at ``root``."""
+    return root / FOLDERS["base"] / directory_name(digest)
+
+
+def checkpoints_of(root: Path, model: str) -> Path:
+    """The folder of a model's checkpoints on the volume mounted at ``root``."""
+    return root / FOLDERS["checkpoint"] / model
+
+
+def log_of(root: Path, model: str) -> Path:
+    """The folder of a model's command log and traces on the volume mounted at ``root``."""
+    return root / "models" / model
 
 
 def directory_name(digest: str) -> str:
@@ -48,7 +59,7 @@ def unlisted(found: Iterable[str], listed: Iterable[str]) -> list[str]:
 
 
 def checkpoint_uri(digest: str) -> str:
-    """Where a checkpoint's bytes lie, as its object says."""
+    """What names a checkpoint's bytes on its model's volume, in whichever folder they lie."""
     return f"volume://{FOLDERS['checkpoint']}/{directory_name(digest)}"
 
 

@@ -133,7 +133,11 @@ class Layout:
         for container in [*spec.get("initContainers", ()), *spec["containers"]]:
             for mount in container.get("volumeMounts", ()):
                 place = self._volume(pod, sources[mount["name"]], config)
-                found[mount["mountPath"]] = place / mount.get("subPath", "")
+                part = mount.get("subPath", "")
+                found[mount["mountPath"]] = place / part
+                # A part that is where it lies in its volume: no wall hides the rest from a process.
+                if part and mount["mountPath"].endswith(f"/{part}"):
+                    found[mount["mountPath"].removesuffix(f"/{part}")] = place
         if "/tmp" in found:
             found["/tmp"] = self._temporary(pod)
         sockets = {p for p in found if p == SOCKET_PATH or p.startswith(f"{SOCKET_PATH}-")}

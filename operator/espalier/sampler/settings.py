@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 from espalier.api.parsers import ReasoningParser, ToolCallParser
 from espalier.core import names
-from espalier.core.volume import directory, is_digest
+from espalier.core.volume import base_directory, is_digest
 from espalier.environment import EnvironmentSettings, Port, Text
 from espalier.identity import PUBLIC_KEYS, TrustedKeys
 from espalier.key_file import trusted
@@ -90,7 +90,7 @@ class SamplerSettings(EnvironmentSettings):
     @property
     def base_directory(self) -> Path:
         """Where the base's files lie on the volume."""
-        return directory(self.volume, "base", self.base)
+        return base_directory(self.volume, self.base)
 
     @property
     def slot_rank(self) -> int:

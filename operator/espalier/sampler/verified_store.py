@@ -6,12 +6,13 @@ must hash to the directory's name, and each file that vLLM reads to its manifest
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from espalier.api.wire.problem import Problem
 from espalier.core import names
@@ -23,6 +24,7 @@ from espalier.core.volume import (
     digest_named,
     digest_of,
     directory_name,
+    is_digest,
     sha256_of,
     unlisted,
 )
@@ -33,6 +35,7 @@ ADAPTER_NAME = re.compile(
 )
 # Files hashed at the same time: one takes a core, and a volume seldom feeds more.
 HASHED_AT_ONCE = 4
+_CHUNK = 1 << 20
 # The files of a checkpoint that vLLM reads; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -56,7 +59,11 @@ class VerifiedAdapter:
 
 
 class VerifiedCheckpoints:
-    """The checkpoints of one base on one volume."""
+    """The checkpoints of one base on one volume, of its own model and of others.
+
+    A model's trainer writes into the folder of its name, so of another model's checkpoint only what
+    lies in that model's folder counts. Versions before had one folder for all.
+    """
 
     def __init__(self, volume: Path, base: str) -> None:
         self._checkpoints = volume / FOLDERS["checkpoint"]
@@ -74,7 +81,7 @@ class VerifiedCheckpoints:
                 f"{name!r} is not an adapter name",
                 "use base, or <slug>@<first 12 hex digits of the checkpoint's digest>",
             )
-        directory = self._directory(name, match["prefix"])
+        directory = self._directory(name, match["slug"], match["prefix"])
         manifest = read_manifest(directory, "checkpoint")
         if manifest.get("base") != self._base:
             raise StoreError(
@@ -84,14 +91,16 @@ class VerifiedCheckpoints:
             )
         return directory, manifest
 
-    def _directory(self, name: str, prefix: str) -> Path:
+    def _directory(self, name: str, slug: str, prefix: str) -> Path:
         start = directory_name(DIGEST_PREFIX + prefix)
-        # List the directory instead of joining paths: a name can only select a checkpoint.
-        found = (
-            [entry for entry in self._checkpoints.iterdir() if entry.name.startswith(start)]
-            if self._checkpoints.is_dir()
-            else []
-        )
+        # List directories instead of joining paths: a name can only select a checkpoint.
+        there = _entries(self._checkpoints)
+        folders = [entry for entry in there if not is_digest(digest_named(entry.name))]
+        own = [folder for folder in folders if folder.name == slug]
+        found = _beginning(start, *own) or [
+            *(entry for entry in there if entry.name.startswith(start)),
+            *filter(_is_at_home, _beginning(start, *folders)),
+        ]
         if not found:
             raise StoreError(
                 "AdapterNotFound",
@@ -105,6 +114,25 @@ class VerifiedCheckpoints:
                 "delete all but one of these checkpoints",
             )
         return found[0]
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [*folder.iterdir()] if folder.is_dir() else []
+
+
+def _beginning(start: str, *folders: Path) -> list[Path]:
+    """What of folders has a name that begins so."""
+    entries = [entry for folder in folders for entry in _entries(folder)]
+    return [entry for entry in entries if entry.name.startswith(start)]
+
+
+def _is_at_home(directory: Path) -> bool:
+    """Whether a checkpoint lies in the folder of its model."""
+    try:
+        manifest = read_manifest(directory, "checkpoint")
+    except StoreError:
+        return False
+    return bool(manifest.get("model") == directory.parent.name)
 
 
 class AdapterStore(VerifiedCheckpoints):
@@ -171,8 +199,13 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
-    """Raise StoreError unless the file is the one that the manifest lists."""
+def verify_file(
+    directory: Path, name: str, manifest: dict[str, Any], into: BinaryIO | None = None
+) -> None:
+    """Raise StoreError unless the file is the one that the manifest lists.
+
+    Given ``into``, what is hashed is copied there.
+    """
     entry = manifest.get("files", {}).get(name)
     if entry is None:
         raise StoreError(
@@ -182,7 +215,7 @@ def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
         )
     try:
         with (directory / name).open("rb") as file:
-            found = sha256_of(file)
+            found = sha256_of(file) if into is None else _copied(file, into)
     except OSError as error:
         raise StoreError(
             "Unreadable",
@@ -195,6 +228,15 @@ def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
             f"{name} of {directory.name} does not match its manifest",
             "restore the file from a copy, or delete the directory and import or train it again",
         )
+
+
+def _copied(file: BinaryIO, into: BinaryIO) -> str:
+    """The hexadecimal SHA-256 of what was copied."""
+    found = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        found.update(chunk)
+        into.write(chunk)
+    return found.hexdigest()
 
 
 def verify_base(directory: Path) -> None:

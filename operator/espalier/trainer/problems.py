@@ -78,7 +78,8 @@ def volume_problem(error: BaseException, path: Path) -> CommandError | None:
     if fault is None:
         return None
     # SQLite tells of a volume that turned read-only under it only as a failed write.
-    if fault == "VolumeFailing" and os.statvfs(path).f_flag & os.ST_RDONLY:
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if fault == "VolumeFailing" and os.statvfs(there).f_flag & os.ST_RDONLY:
         fault = "VolumeReadOnly"
     what, remedy = _VOLUME_FAULTS[fault]
     return CommandError(

@@ -18,7 +18,7 @@ from espalier.core import conditions
 from espalier.core.checkpoints import checkpoint as checkpoints
 from espalier.core.checkpoints import disposal
 from espalier.core.checkpoints.disposal import DISPOSAL
-from espalier.core.checkpoints.scrub import Fault
+from espalier.core.checkpoints.scrub_report import Fault
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import Body, ObjectKey, without_managers
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
 from espalier.controllers.observed.lister import Lister
-from espalier.core.checkpoints import scrub
-from espalier.core.checkpoints.scrub import Fault, ScrubDecision
+from espalier.core.checkpoints import scrub, scrub_report
+from espalier.core.checkpoints.scrub import ScrubDecision
+from espalier.core.checkpoints.scrub_report import Fault
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.scrubber import handed, scrubber_job
 from espalier.core.names import scrubber_name
@@ -58,12 +59,12 @@ class Scrubs:
         return decision.again_seconds
 
     def found(self, checkpoint: Checkpoint) -> Fault | bool:
-        """What the Job that there is found of a checkpoint, as ``scrub.evidence`` says it."""
+        """What the Job that there is found of a checkpoint, as ``evidence`` says it."""
         namespace, model = checkpoint.metadata.namespace, checkpoint.spec.model_ref.name
         key = ObjectKey("Job", namespace, scrubber_name(model))
         body = self.lister.body(key)
         if body is None:
             return False
         pods = self.lister.pods(namespace, "scrubber", model=model)
-        report = scrub.report(self.lister.job(namespace, key.name), pods)
-        return scrub.evidence(report, handed(body), checkpoint)
+        report = scrub_report.report(self.lister.job(namespace, key.name), pods)
+        return scrub_report.evidence(report, handed(body), checkpoint)

@@ -16,7 +16,7 @@ from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import Condition
 from espalier.api.wire.problem import Problem
 from espalier.core import conditions
-from espalier.core.checkpoints import scrub
+from espalier.core.checkpoints import scrub_report
 from espalier.core.conditions import Finding
 from espalier.core.head import head_request
 from espalier.core.lineage import measurements
@@ -105,7 +105,7 @@ def _integrity(checkpoint: Checkpoint, lineage: Lineage, evidence: Evidence) -> 
 
 def _repaired(damage: Condition, evidence: Evidence) -> bool:
     """Whether the bytes were found right since: what a rollout holds may be older than the rot."""
-    return evidence.sound or (evidence.verified and damage.reason not in scrub.REASONS)
+    return evidence.sound or (evidence.verified and damage.reason not in scrub_report.REASONS)
 
 
 def is_superseded(name: str, heads: Sequence[CheckpointHead], lineage: Lineage) -> str:

@@ -3,79 +3,56 @@
 A pass goes over the base and the Checkpoints that there were when it began, in the order of their
 names, one Job for each batch. The model's status keeps how far it is, so a pass goes on after any
 crash. What a batch found is on record in the Checkpoints' conditions, and the batch in the status,
-before its Job is deleted; only a later scrub takes a finding back: a rollout that has loaded the
-bytes before they rotted says nothing of them.
+before its Job is deleted; only a later scrub that has read the bytes again takes a finding back: a
+rollout that has loaded them before they rotted says nothing of them.
+
+A pass that is overdue, as all are after a longer outage or under the first version that scrubs,
+begins at a moment of the interval that follows from the model's uid, so that not all read at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.model.status import Scrub
 from espalier.api.trainablemodel import TrainableModel
-from espalier.api.wire.problem import Problem
 from espalier.core import conditions
+from espalier.core.checkpoints.scrub_report import (
+    REASONS,
+    Fault,
+    Report,
+    evidence,
+    key_of,
+    report,
+)
 from espalier.core.conditions import Finding
 from espalier.core.manifests.scrubber import NOTHING, Handed
-from espalier.core.names import ADAPTER_DIGEST_CHARS
 from espalier.core.pods import pods
 from espalier.core.pods.pods import JobState, Pod
-from espalier.core.volume import DIGEST_PREFIX
 
 BYTES_INTACT = "BytesIntact"
 # On a TrainableModel: whatever a person writes there, when it is new, asks for a scrub now.
 SCRUB = "espalier.dev/scrub"
 # Of that the status keeps no more, and annotations may be long.
 _ASKED_CHARS = 256
-ALTERED, MISSING = "BytesAltered", "BytesMissing"
-REASONS = frozenset({ALTERED, MISSING})
-_REMEDY = (
-    "Restore its directory from a copy of the volume, and annotate the model with "
-    "espalier.dev/scrub to have it read again; or move heads off it and delete it"
-)
 # The batch of a Job: what is read is on record after so many checkpoints, or bytes.
 BATCH, BATCH_BYTES = 200, 64 << 30
-# What a Job may report, for its message has room for no more; the rest is the next Job's.
-REPORTED_MOST = 12
 NAMED_MOST = 32
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFF = "spec.storage.scrub.intervalHours is 0"
 SETTLE_SECONDS = 1.0
 RETRY = timedelta(hours=1)
 # A Job and its pods are watched apart.
 UNSEEN = timedelta(minutes=1)
+# A pass begins within this part of an interval from when it is due, or waits for its moment.
+PUNCTUAL = 24
 
 JobAction = Literal["Keep", "Create", "Delete"]
-
-
-class Fault(BaseModel):
-    """Why bytes are not those of their digest."""
-
-    model_config = ConfigDict(frozen=True)
-
-    reason: Literal["BytesAltered", "BytesMissing"]
-    detail: str
-
-    @property
-    def problem(self) -> Problem:
-        """As a Checkpoint's condition says it."""
-        return Problem(reason=self.reason, detail=f"scrub: {self.detail}", remedy=_REMEDY)
-
-
-class Report(BaseModel):
-    """What a Job found: how many of its checkpoints it has read, and the faults by digest."""
-
-    model_config = ConfigDict(frozen=True)
-
-    checked: int
-    read_bytes: int
-    base: str = ""
-    rotten: dict[str, Fault] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,54 +83,80 @@ class ScrubDecision:
     read_bytes: int = 0
 
 
-def key_of(digest: str) -> str:
-    """The first digits of a digest, which name it in a report."""
-    return digest.removeprefix(DIGEST_PREFIX)[:ADAPTER_DIGEST_CHARS]
-
-
-def report(job: JobState | None, job_pods: Sequence[Pod]) -> Report | None:
-    """What the Job found, once it has ended well."""
-    if job is None or not (job.complete or pods.outlived(job_pods) is not None):
-        return None
-    reports = (_report(pod.message) for pod in job_pods)
-    return next((found for found in reports if found is not None), None)
-
-
-def evidence(found: Report | None, handed: Handed, checkpoint: Checkpoint) -> Fault | bool:
-    """What a Job found of a checkpoint: its fault; True, its bytes are right; False, nothing."""
-    if found is None or checkpoint.metadata.name not in handed.names[: found.checked]:
-        return False
-    return found.rotten.get(key_of(checkpoint.spec.digest), True)
-
-
 def decide(view: ScrubView, now: str) -> ScrubDecision:
     """What the scrub of a model does next; ``now`` is RFC 3339."""
     known, spec = view.model.status.scrub, view.model.spec.storage.scrub
-    asked = view.model.metadata.annotations.get(SCRUB, "")[:_ASKED_CHARS]
+    asked = _asked(view.model)
     if spec.interval_hours == 0 and not asked:
         return _off(view, known)
-    begun = Scrub(began=now, requested=asked)
     under_way = known if known is not None and known.ended is None else None
     if view.job is not None:
-        return _with_job(view, under_way or begun, now)
+        return _with_job(view, under_way or _begun(view, now), now)
     if under_way is not None:
         return _next_batch(view, under_way, now)
     if asked and asked != (known.requested if known is not None else ""):
-        return _next_batch(view, begun, now)
-    return _scheduled(view, begun, now)
+        return _next_batch(view, _begun(view, now), now)
+    return _scheduled(view, now)
 
 
-def _scheduled(view: ScrubView, begun: Scrub, now: str) -> ScrubDecision:
+def _scheduled(view: ScrubView, now: str) -> ScrubDecision:
     """Begins a pass if its time has come."""
     known, hours = view.model.status.scrub, view.model.spec.storage.scrub.interval_hours
     if hours == 0:
         return ScrubDecision(known, _told(known, _OFF))
     last = known.ended if known is not None else None
     due = _time(last or view.model.metadata.creation_timestamp) + timedelta(hours=hours)
-    wait = (due - _time(now)).total_seconds()
-    if wait > 0:
-        return ScrubDecision(known, _told(known, "no scrub yet"), again_seconds=wait)
-    return _next_batch(view, begun, now)
+    wait = _wait(view.model.metadata.uid, due, timedelta(hours=hours), _time(now))
+    if wait > timedelta():
+        again = wait.total_seconds()
+        return ScrubDecision(known, _told(known, "no scrub yet"), again_seconds=again)
+    return _next_batch(view, _begun(view, now), now)
+
+
+def _wait(uid: str, due: datetime, interval: timedelta, now: datetime) -> timedelta:
+    """How long until a pass begins."""
+    window = interval / PUNCTUAL
+    if now < due + window:
+        return due - now
+    share = int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8]) / 2**64
+    since_moment = (now - (_EPOCH + interval * share)) % interval
+    return interval - since_moment if since_moment >= window else timedelta()
+
+
+def _asked(model: TrainableModel) -> str:
+    return model.metadata.annotations.get(SCRUB, "")[:_ASKED_CHARS]
+
+
+def _begun(view: ScrubView, now: str) -> Scrub:
+    """A new pass, which holds what the one before found until it has looked for itself."""
+    known = view.model.status.scrub
+    begun = Scrub(began=now, requested=_asked(view.model))
+    if known is None:
+        return begun
+    found = {**_rotten(view, known, read=(), bad=()), "rotten_base": known.rotten_base}
+    return begun.model_copy(update=found)
+
+
+def _rotten(
+    view: ScrubView, status: Scrub, *, read: Sequence[str], bad: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of the status that name what is rotten, once a batch is read.
+
+    The status names no more than so many, and the rest are known by their conditions.
+    """
+    kept = [
+        name
+        for name, checkpoint in view.checkpoints.items()
+        if (name in status.rotten or _says_so(checkpoint)) and name not in read
+    ]
+    found = sorted({*kept, *bad})
+    return {"rotten": found[:NAMED_MOST], "rotten_count": len(found)}
+
+
+def _says_so(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's condition is what a scrub found."""
+    damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
+    return damage is not None and damage.reason in REASONS
 
 
 def _off(view: ScrubView, known: Scrub | None) -> ScrubDecision:
@@ -238,9 +241,7 @@ def _unsettled(view: ScrubView, found: Report) -> list[str]:
         if checkpoint is None or checkpoint.metadata.deletion_timestamp is not None:
             continue
         fault = evidence(found, view.handed, checkpoint)
-        damage = conditions.true(checkpoint.status.conditions, conditions.STALLED)
-        said = damage is not None and damage.reason in REASONS
-        if isinstance(fault, Fault) != said:
+        if isinstance(fault, Fault) != _says_so(checkpoint):
             unsettled.append(name)
     return unsettled
 
@@ -260,8 +261,7 @@ def _recorded(view: ScrubView, status: Scrub, found: Report) -> Scrub:
             "rotten_base": base or None,
             "checkpoints": status.checkpoints + len(read),
             "read_bytes": status.read_bytes + found.read_bytes,
-            "rotten": [*status.rotten, *bad][:NAMED_MOST],
-            "rotten_count": status.rotten_count + len(bad),
+            **_rotten(view, status, read=read, bad=bad),
             "retry": None,
             "failure": None,
         }
@@ -292,13 +292,6 @@ def _told(status: Scrub | None, otherwise: str) -> Finding:
     if status.ended is None:
         return Finding(BYTES_INTACT, "Unknown", "Scrubbing", f"{otherwise}: read {what} {when}")
     return Finding(BYTES_INTACT, "True", "Scrubbed", f"read {what} {when}")
-
-
-def _report(text: str) -> Report | None:
-    try:
-        return Report.model_validate_json(text)
-    except ValidationError:
-        return None
 
 
 def _time(text: str) -> datetime:

@@ -6,6 +6,7 @@ Profile: https://kubernetes.io/docs/concepts/security/pod-security-standards/#re
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from espalier.api.podtemplate import PodTemplate, Resources
 from espalier.api.source import SecretKey
@@ -18,7 +19,7 @@ from espalier.core.manifests.installation import (
 )
 from espalier.core.manifests.intent import Manifest
 from espalier.core.names import POD_UID
-from espalier.core.volume import FOLDERS
+from espalier.core.volume import FOLDERS, checkpoints_of, log_of
 
 USER = 65532
 PORT = 8000
@@ -107,14 +108,28 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
     return Mount("weights", source, VOLUME_PATH, read_only=read_only)
 
 
-def bases(model: TrainableModel) -> Mount:
-    """The bases of the model's volume, over the volume's own mount, where nobody may write.
+def weights_to_read(model: TrainableModel) -> tuple[Mount, ...]:
+    """Bases and checkpoints of the model's volume, those of other models too, to be read.
 
-    All models of a volume share them, and the import has made the folder.
+    A fork starts from a checkpoint of its parent's, and a run may name any as its reference. Logs
+    and traces are not among them. The import has made both folders.
     """
-    whole = claim(model)
-    folder = FOLDERS["base"]
-    return replace(whole, path=f"{whole.path}/{folder}", read_only=True, sub_path=folder)
+    return tuple(_part(model, Path(folder), read_only=True) for folder in FOLDERS.values())
+
+
+def own_folders(model: TrainableModel) -> tuple[Mount, ...]:
+    """What a model's trainer writes: its checkpoints, over those to be read, and its log.
+
+    What is mounted must have been made by then, by ``trainer.jobs.own_folders``.
+    """
+    name = model.metadata.name
+    return (_part(model, checkpoints_of(Path(), name)), _part(model, log_of(Path(), name)))
+
+
+def _part(model: TrainableModel, folder: Path, *, read_only: bool = False) -> Mount:
+    """A folder of the model's volume, where it lies in it."""
+    whole = claim(model, read_only=read_only)
+    return replace(whole, path=f"{whole.path}/{folder}", sub_path=str(folder))
 
 
 def public_keys(settings: ChildSettings) -> tuple[Mount, ...]:
@@ -139,6 +154,7 @@ def model_env(
         POD_UID: PodField("metadata.uid"),
         "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
+        **settings.telemetry,
     }
 
 

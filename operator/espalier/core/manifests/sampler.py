@@ -12,13 +12,13 @@ from espalier.core.manifests.pod import (
     PORT_NAME,
     Container,
     Requests,
-    claim,
     http_probe,
     model_env,
     pod_metadata,
     pod_spec,
     public_keys,
     startup_probe,
+    weights_to_read,
 )
 from espalier.core.manifests.queue import NO_DEADLINE, gated, queue_labels, queue_of
 from espalier.core.names import rollout_name
@@ -70,7 +70,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
             **_parsers(rollout),
         },
-        mounts=(claim(model, read_only=True), *public_keys(settings)),
+        mounts=(*weights_to_read(model), *public_keys(settings)),
         serves=True,
         probes={"startupProbe": startup_probe(rollout.startup_seconds, period=1), **_PROBES},
     )

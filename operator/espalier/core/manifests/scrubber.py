@@ -54,7 +54,7 @@ def scrubber_job(
         name="scrubber",
         image=settings.images.trainer,
         requests=_REQUESTS,
-        env={"ESPALIER_VOLUME": VOLUME_PATH},
+        env={"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": model.metadata.name},
         mounts=(claim(model, read_only=True),),
         command=_COMMAND,
         args=(

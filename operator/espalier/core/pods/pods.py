@@ -260,7 +260,9 @@ def _waiting(body: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str
     for container in [*status.get("initContainerStatuses", []), main]:
         state = container.get("state", {}).get("waiting")
         if state and state.get("reason") not in ON_ITS_WAY:
-            return state["reason"], f"{state['reason']}: {state.get('message', '')}"
+            # Of one that is started again and again the kubelet says no more than that.
+            left = endings.last_lines(endings.last_end(container).get("message", ""))
+            return state["reason"], f"{state['reason']}: {left or state.get('message', '')}"
     if not main.get("started"):
         return "Starting", "Starting"
     return "", ""

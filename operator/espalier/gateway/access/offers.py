@@ -97,7 +97,8 @@ async def trainable(
         name = model.beside(run.metadata.name)
         if await auth.allowed(user, "update", "trainingruns", name):
             return True
-    return not _stalled(world.models[model]) and await may_fork(auth, user, model.namespace)
+    there = world.models.get(model)
+    return there is not None and not _stalled(there) and await may_fork(auth, user, model.namespace)
 
 
 def _stalled(model: TrainableModel) -> bool:

@@ -152,7 +152,7 @@ class PlatformRoutes:
         if model not in world.models:
             return None
         able = await trainable(self._auth, user, world, model)
-        return entry(world, model, is_trainable=able)
+        return entry(world, model, is_trainable=able) if model in world.models else None
 
     async def _readable(self, request: web.Request) -> NamespacedName:
         user = await self._callers.caller(request, "read", "train", "promote")

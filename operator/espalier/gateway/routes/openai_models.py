@@ -26,7 +26,8 @@ class OpenAIModelRoutes:
         known = slugs(self._watch.world)
         allowed = await asyncio.gather(*(self._callers.may_see(user, one.model) for one in known))
         seen = [slug for slug, may in zip(known, allowed, strict=True) if may]
-        data = [self._entry(slug) for slug in seen]
+        there = self._watch.world.models
+        data = [self._entry(slug) for slug in seen if slug.model in there]
         return web.json_response({"object": "list", "data": data})
 
     async def get(self, request: web.Request) -> web.Response:

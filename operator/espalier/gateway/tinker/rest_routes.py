@@ -175,7 +175,8 @@ class RestRoutes:
             if model.namespace in world.namespaces and project in (None, model.namespace)
         ]
         models.sort(key=lambda m: (world.models[m].metadata.creation_timestamp, m), reverse=True)
-        return [m for m in models if await self._auth.allowed(user, *SEE, m)]
+        seen = [m for m in models if await self._auth.allowed(user, *SEE, m)]
+        return [m for m in seen if m in world.models]
 
     async def _model(self, request: web.Request, *scopes: Scope) -> tuple[User, TinkerModel]:
         user = await self._callers.caller(request, *scopes)

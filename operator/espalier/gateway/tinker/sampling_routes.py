@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.core.names import BASE
 from espalier.gateway.access.audit import ACT, Act, audited
 from espalier.gateway.access.auth import Authenticator, User
@@ -91,7 +92,8 @@ class SamplingRoutes:
         user = await self._callers.caller(request, "sample")
         await self._callers.require_one_if_any(user)
         asked = await read_body(request, Sample)
-        request[ACT].target = asked.sampling_session_id
+        # Told where it is begun.
+        request[ACT].told, request[ACT].target = False, asked.sampling_session_id
         sampler = await self._readable(user, asked.sampling_session_id, SAMPLE)
         request[ACT].of("TrainableModel", sampler.model, after=sampler.ref)
         if problem := sampling.problem(asked):
@@ -130,7 +132,7 @@ class SamplingRoutes:
         model = NamespacedName(session.namespace, name.removeprefix(f"{session.namespace}/"))
         known = bases(world, self._offers.offers, session.namespace)
         if name in known:
-            serving = await self._serving(request, user, session, number, name)
+            serving = await self._serving(request, user, session, number, (name, known[name]))
             return Sampler(session, number, serving, BASE)
         if model not in world.models or not await self._callers.may_see(user, model):
             told = known if await may_know_bases(self._auth, user, session.namespace) else ()
@@ -144,22 +146,28 @@ class SamplingRoutes:
         return Sampler(session, number, model, "")
 
     async def _serving(
-        self, request: web.Request, user: User, session: Session, number: int, name: str
+        self,
+        request: web.Request,
+        user: User,
+        session: Session,
+        number: int,
+        base: tuple[str, TrainableModelSpec],
     ) -> NamespacedName:
         """A model whose rollouts serve the base: one that is ready, else any, else a new one."""
-        world, found = self._watch.world, []
-        for model in sorted(world.models):
-            fits = model.namespace == session.namespace and base_name(world, model) == name
-            if (
-                fits
-                and world.models[model].spec.rollout.replicas
-                and await self._auth.allowed(user, *SAMPLE, model)
-            ):
-                found.append(model)
+        world, (name, template) = self._watch.world, base
+        fitting = [
+            model
+            for model, body in sorted(world.models.items())
+            if model.namespace == session.namespace
+            and body.spec.rollout.replicas
+            and base_name(world, model) == name
+        ]
+        allowed = [one for one in fitting if await self._auth.allowed(user, *SAMPLE, one)]
+        # Any of them may be gone by now.
+        found = [model for model in allowed if model in world.models]
         ready = (model for model in found if isinstance(resolve(world, model, BASE), Target))
         if serving := next(ready, None) or next(iter(found), None):
             return serving
-        template = bases(world, self._offers.offers, session.namespace)[name]
         made = NamespacedName(session.namespace, f"{PREFIX}{session.token}-s{number}")
         # Only this is an act; most samplers are but names.
         request[ACT] = Act("Fork", f"TrainableModel {made}", before=name)

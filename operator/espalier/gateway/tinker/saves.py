@@ -125,23 +125,23 @@ class Saves:
         """Saves a checkpoint (empty: the model before its first step) under a name.
 
         Returns:
-            Why it cannot be; empty once it is.
+            Why it cannot be; empty once it is. Saved again under the same name, a checkpoint takes
+            the end and the metadata that are given now; asked for the same again, nothing changes.
         """
         before = find(self._watch.world, path)
-        if before is not None and before.checkpoint == checkpoint:
-            return ""
-        if before is not None and not (overwrite and before.given):
-            other = before.checkpoint or "the model before its first step"
-            return f"path: {path} is {other} already: save under another name, or with overwrite"
-        save = Save(
-            path=path.key,
-            time=now(),
-            expires_at=after(ttl_seconds),
-            metadata=json.dumps(metadata) if metadata else None,
-        )
+        if before is not None and not before.given:
+            return _own_name(before, checkpoint, bare=ttl_seconds is None and not metadata)
+        same = before is not None and before.checkpoint == checkpoint
+        if before is not None and not (same or overwrite):
+            return _taken(before)
+        if before is not None and same:
+            made = datetime.fromisoformat(before.save.time)
+            if before.save == _save(path, made, ttl_seconds, metadata):
+                return ""
+        save = _save(path, datetime.now(UTC), ttl_seconds, metadata)
         if problem := await self._put(self._place(path.model, checkpoint), save):
             return problem
-        if before is not None:
+        if before is not None and not same:
             await self.change(before, expires_at=now())
         return ""
 
@@ -183,6 +183,31 @@ class Saves:
             place.kind, {"metadata": seen, "status": {"saves": saves}}, manager=MANAGER
         )
         return ""
+
+
+def _save(
+    path: WeightsPath, made: datetime, ttl_seconds: int | None, metadata: Mapping[str, str] | None
+) -> Save:
+    ends = None if ttl_seconds is None else _text(made + timedelta(seconds=ttl_seconds))
+    noted = json.dumps(metadata) if metadata else None
+    return Save(path=path.key, time=_text(made), expires_at=ends, metadata=noted)
+
+
+def _taken(before: Saved) -> str:
+    other = before.checkpoint or "the model before its first step"
+    return f"path: {before.path} is {other} already: save under another name, or with overwrite"
+
+
+def _own_name(before: Saved, checkpoint: str, *, bare: bool) -> str:
+    """Why weights cannot be saved under the name of a Checkpoint; empty for its own, ``bare``."""
+    if before.checkpoint != checkpoint:
+        return _taken(before)
+    if bare:
+        return ""
+    return (
+        f"path: {before.path} is the name of the Checkpoint itself, which lasts as long as it does "
+        "and notes nothing: save under another name, or without ttl_seconds and user_metadata"
+    )
 
 
 def _saved(save: Save, checkpoint: str, size_bytes: int | None) -> Saved | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
+from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.pod_addresses import PodAddress
 
 TRAINER = "trainer"
@@ -33,6 +35,22 @@ class NamespacedName:
         return NamespacedName(self.namespace, name)
 
 
+class Models(dict[NamespacedName, TrainableModel]):
+    """Models by name. One that a request has found may be deleted while it waits for an answer."""
+
+    def __missing__(self, name: NamespacedName) -> NoReturn:
+        """404 for a model that is gone; lists look before they take one."""
+        raise RefusalError(404, "ModelNotFound", f"model {name} was deleted just now")
+
+
+class Checkpoints(dict[NamespacedName, Checkpoint]):
+    """Checkpoints by name, which may be deleted as models may."""
+
+    def __missing__(self, name: NamespacedName) -> NoReturn:
+        """404 for a checkpoint that is gone."""
+        raise RefusalError(404, "CheckpointNotFound", f"checkpoint {name} was deleted just now")
+
+
 @dataclass
 class ServedWorld:
     """Every object that routing reads. ``pods`` are by model, then by pod name.
@@ -45,9 +63,9 @@ class ServedWorld:
     """
 
     namespaces: tuple[str, ...]
-    models: dict[NamespacedName, TrainableModel] = field(default_factory=dict)
+    models: Models = field(default_factory=Models)
     heads: dict[NamespacedName, CheckpointHead] = field(default_factory=dict)
-    checkpoints: dict[NamespacedName, Checkpoint] = field(default_factory=dict)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     runs: dict[NamespacedName, TrainingRun] = field(default_factory=dict)
     pods: dict[NamespacedName, dict[str, PodAddress]] = field(default_factory=dict)
     uids: dict[str, NamespacedName] = field(default_factory=dict)

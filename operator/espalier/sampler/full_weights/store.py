@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
-from espalier.core.volume import directory
+from espalier.core.volume import base_directory
 from espalier.sampler.verified_store import (
     StoreError,
     VerifiedCheckpoints,
@@ -44,7 +44,7 @@ class FullStore(VerifiedCheckpoints):
 
     def __init__(self, volume: Path, base: str, *, tied: bool) -> None:
         super().__init__(volume, base)
-        self._base_directory = directory(volume, "base", base)
+        self._base_directory = base_directory(volume, base)
         self._tied = tied
 
     def resolve(self, name: str) -> Weights:

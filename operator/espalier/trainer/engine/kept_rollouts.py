@@ -20,7 +20,7 @@ from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS
-from espalier.trainer.volume.trace_store import canonical_or_empty
+from espalier.trainer.volume.trace_ids import canonical_or_empty
 
 logger = logging.getLogger(__name__)
 

@@ -66,6 +66,8 @@ class TrainingState:
         held: why no command is taken until an assignment is: the volume lacks what the trainer
             must stand on. None where it stands.
         lost: what the log has and a restart could not restore; None without such.
+        confirmed: whether an assignment has been met since this process began. Until then the log
+            may be of an earlier time, and its assignment long over.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class TrainingState:
         self.problem: Problem | None = None
         self.held: Problem | None = None
         self.lost: Lost | None = None
+        self.confirmed = False
 
     @property
     def trouble(self) -> Problem | None:
@@ -109,15 +112,16 @@ class TrainingState:
             raise CommandError(503, self.held.reason, self.held.detail, self.held.remedy)
         return self.assignment()
 
+    def refuse_unconfirmed(self) -> None:
+        """503 until an assignment has been met; what keeps one from it goes first."""
+        if not self.confirmed:
+            self.trained()
+            raise _awaiting_assignment()
+
     def assignment(self) -> Assigned:
         """The assignment in force; 503 before the first."""
         if self.assigned is None:
-            raise CommandError(
-                503,
-                "AwaitingAssignment",
-                "the operator has not yet assigned a run to this trainer",
-                "send the request again in a few seconds",
-            )
+            raise _awaiting_assignment()
         return self.assigned
 
     def run_step(self) -> int:
@@ -166,7 +170,7 @@ class TrainingState:
     def read_log(self) -> None:
         """Takes commits and assignment from the log; a commit whose bytes are gone says so."""
         self.commits = [
-            c if self.store.has("checkpoint", c.digest) else c.model_copy(update={"stored": False})
+            c if self.store.has_own(c.digest) else c.model_copy(update={"stored": False})
             for c in self.log.commits()
         ]
         self.assigned = self.log.assigned()
@@ -225,6 +229,11 @@ class TrainingState:
         prometheus.TOKENS.inc(tally.tokens)
         prometheus.UNIQUE_TOKENS.inc(tally.unique)
 
+    def drop_batch(self) -> None:
+        """Logs that nobody will step on what was accumulated, and forgets it."""
+        self.log.drop_pending()
+        self.drop_gradients()
+
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""
         self.compute.drop_gradients()
@@ -259,3 +268,12 @@ class TrainingState:
     def set_problem(self, problem: Problem | None) -> None:
         """Sets the fault in force; None clears it."""
         self.problem = problem
+
+
+def _awaiting_assignment() -> CommandError:
+    return CommandError(
+        503,
+        "AwaitingAssignment",
+        "the operator has not yet assigned a run to this trainer",
+        "send the request again in a few seconds",
+    )

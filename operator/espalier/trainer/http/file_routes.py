@@ -11,7 +11,7 @@ from aiohttp import web
 from espalier.tinker.commands import ADAPTER_FILES, FILES
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume.checkpoint_store import DigestError
+from espalier.trainer.volume.manifests import DigestError
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

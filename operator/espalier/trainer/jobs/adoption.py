@@ -22,7 +22,7 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestErro
 
 def survey(store: CheckpointStore, model: str, base: str = "") -> Iterator[dict[str, Any]]:
     """The directories among the checkpoints; ``base`` is the digest of the base they must have."""
-    for name, stored in store.survey():
+    for name, stored in store.survey(model):
         if isinstance(stored, DigestError):
             yield {"path": name, "refused": str(stored)}
             continue
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", default="", help="digest of the base that they must be of")
     parser.add_argument("--volume", type=Path, default=os.environ.get("ESPALIER_VOLUME"))
     given = parser.parse_args(arguments)
-    for line in survey(CheckpointStore(Path(given.volume), "adoption"), given.model, given.base):
+    store = CheckpointStore(Path(given.volume), given.model)
+    for line in survey(store, given.model, given.base):
         print(json.dumps(line))
     return 0
 

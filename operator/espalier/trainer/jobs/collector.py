@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("digests", nargs="+")
     given = parser.parse_args(arguments)
     root = Path(os.environ.get("ESPALIER_VOLUME", "/weights"))
-    store = CheckpointStore(root, f"collector-{given.model}")
+    store = CheckpointStore(root, given.model, f"collector-{given.model}")
     kept = collect(store, given.model, given.digests, orphaned=given.orphaned)
     shown = {digest: why[:_REASON_CHARS] for digest, why in [*kept.items()][:_TOLD]}
     leave_message({"removed": len(given.digests) - len(kept), "kept": shown})

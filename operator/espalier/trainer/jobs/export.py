@@ -21,13 +21,8 @@ from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.volume import DIGEST_PREFIX
 from espalier.trainer.engine.checkpoint_files import STATE_FILE, StepState, adapter_type
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.volume.checkpoint_store import (
-    STAGING,
-    CheckpointStore,
-    DigestError,
-    Stored,
-    sync,
-)
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
+from espalier.trainer.volume.durable_files import STAGING, sync
 from espalier.trainer.volume.peft_adapter import CONFIG, WEIGHTS
 from espalier.trainer.volume.tensor_files import OPTIMIZER_FOLDER
 
@@ -179,7 +174,7 @@ def _verified(store: CheckpointStore, kind: Any, digest: str) -> Stored:
 
 def export(volume: Path, checkpoint: str, output: Path, wanted: Wanted, *, force: bool) -> Stored:
     """Writes a checkpoint, given by name or digest, to ``output``; raises UserMistakeError."""
-    store = CheckpointStore(volume, "export")
+    store = CheckpointStore(volume, "")
     source = find(store, checkpoint)
     with replacing(output, force=force) as staged:
         write(store, source, staged, wanted)

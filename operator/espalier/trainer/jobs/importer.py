@@ -38,8 +38,8 @@ from espalier.trainer.volume.checkpoint_store import (
     CheckpointStore,
     DigestError,
     Stored,
-    volume_written,
 )
+from espalier.trainer.volume.durable_files import volume_written
 
 _HUB = "OWNER/NAME@REVISION"
 _BASE_FIELD = "spec.source.base.huggingFace"
@@ -128,9 +128,11 @@ def _known_base(store: CheckpointStore, digest: str) -> Stored:
 def main() -> int:
     """The exit code: 0, 64 for a user's mistake, 1 if a retry may succeed."""
     given = _arguments()
-    store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "importer")
+    volume, model = Path(os.environ.get("ESPALIER_VOLUME", "/weights")), given.model
+    store = CheckpointStore(volume, model, "importer")
     try:
         adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
+        store.make_folders()
         with served(progress := Progress()):
             report = _import_base(store, given, adapter, progress)
             if given.model:

@@ -1,7 +1,7 @@
 """Compares stored bytes with their digests: ``python -m espalier.trainer.jobs.scrubber``.
 
 Reads from the disk, not from the page cache, no faster than it is told, and writes nothing. Leaves
-a ``core.checkpoints.scrub.Report`` in the termination log.
+a ``core.checkpoints.scrub_report.Report`` in the termination log.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from espalier.core.checkpoints.scrub import (
+from espalier.core.checkpoints.scrub_report import (
     ALTERED,
     MISSING,
     REPORTED_MOST,
@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mebibytes-per-second", type=int, required=True)
     parser.add_argument("digests", nargs="*")
     given = parser.parse_args(arguments)
-    store = CheckpointStore(Path(os.environ.get("ESPALIER_VOLUME", "/weights")), "scrubber")
+    volume = Path(os.environ.get("ESPALIER_VOLUME", "/weights"))
+    store = CheckpointStore(volume, os.environ.get("ESPALIER_MODEL", ""))
     reader = SlowReader(given.mebibytes_per_second * float(1 << 20))
     leave_message(scrub(store, given.base, given.digests, reader).model_dump())
     return 0

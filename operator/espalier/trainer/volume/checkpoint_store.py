@@ -1,65 +1,70 @@
 """Writes and reads the immutable, content-addressed directories of the volume (``core.volume``).
 
 A directory without ``.tmp-`` in front is complete: it was renamed after all its files, the manifest
-last, were on disk.
+last, were on disk. A model writes its checkpoints into a folder of its own, which is all that its
+trainer's pod may write of them; what a folder holds of another model does not count. Versions
+before had one folder for all, and what they left in it stays there and is read.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from espalier.core import volume
-from espalier.core.volume import FOLDERS, MANIFEST, Kind, canonical_json, digest_named, digest_of
-from espalier.trainer.problems import CommandError, volume_problem
+from espalier.core.volume import (
+    FOLDERS,
+    MANIFEST,
+    Kind,
+    canonical_json,
+    digest_named,
+    digest_of,
+    directory_name,
+    is_digest,
+)
+from espalier.trainer.volume.durable_files import STAGING, make_directory, sync, volume_written
+from espalier.trainer.volume.manifests import DigestError, Stored, model_of, opened
+
+__all__ = ["CheckpointStore", "DigestError", "Stored"]
 
 logger = logging.getLogger(__name__)
 
-STAGING = ".tmp-"
 # Files hashed at the same time: one takes a core, and a volume seldom feeds more.
 HASHED_AT_ONCE = 4
 NOTHING_PROMISED: Mapping[str, str] = {}
 
 
-class DigestError(Exception):
-    """A directory is missing, incomplete or not what its name says."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A complete directory: its digest, where it is and its manifest."""
-
-    digest: str
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes of its files."""
-        return sum(int(entry["size"]) for entry in self.manifest["files"].values())
-
-
 class CheckpointStore:
-    """Bases and checkpoints on a volume. ``owner`` marks this process's staging."""
+    """Bases and checkpoints on a volume.
 
-    def __init__(self, root: Path, owner: str) -> None:
+    Args:
+        root: the directory where the volume is mounted.
+        model: whose checkpoints it writes, and looks for first; empty where it only reads.
+        owner: marks this process's staging, by default the model.
+    """
+
+    def __init__(self, root: Path, model: str, owner: str = "") -> None:
         self._root = root
-        self._owner = owner
+        self._model = model
+        self._owner = owner or model
 
     @property
     def root(self) -> Path:
         """The directory where the volume is mounted."""
         return self._root
+
+    def make_folders(self) -> None:
+        """Makes the folders of bases and checkpoints, which pods mount by themselves."""
+        with volume_written(self._root):
+            for folder in FOLDERS.values():
+                make_directory(self._root / folder)
 
     def model_directory(self, model: str) -> Path:
         """The directory of a model's command log; made if absent."""
@@ -69,7 +74,7 @@ class CheckpointStore:
 
     def model_path(self, model: str) -> Path:
         """The directory of a model's command log, which may be absent."""
-        return self._root / "models" / model
+        return volume.log_of(self._root, model)
 
     def download(self, model: str, name: str) -> Path:
         """The directory of an unfinished download; removes the model's other downloads."""
@@ -92,9 +97,9 @@ class CheckpointStore:
 
         Raises VolumeFull, VolumeReadOnly or VolumeFailing (507) anywhere in the block.
         """
-        folder = self._root / FOLDERS[kind]
+        folder = self._folder(kind)
         path = folder / f"{STAGING}{uuid.uuid4().hex}.{self._owner}"
-        with volume_written(self._root):
+        with volume_written(folder):
             try:
                 make_directory(folder)
                 path.mkdir(mode=0o755)
@@ -128,7 +133,7 @@ class CheckpointStore:
             directory.chmod(0o755)
             sync(directory)
         manifest = {"kind": kind, "files": files, **metadata}
-        make_directory(self._root / FOLDERS[kind])
+        make_directory(self._folder(kind))
         text = canonical_json(manifest)
         digest = digest_of(text)
         (staged / MANIFEST).write_text(text)
@@ -136,7 +141,7 @@ class CheckpointStore:
         sync(staged / MANIFEST)
         staged.chmod(0o755)
         sync(staged)
-        final = self._path(kind, digest)
+        final = self._folder(kind) / directory_name(digest)
         try:
             staged.rename(final)
         except OSError as error:
@@ -148,21 +153,7 @@ class CheckpointStore:
 
     def open(self, kind: Kind, digest: str) -> Stored:
         """The directory of a digest, its manifest and sizes checked; raises DigestError."""
-        path = self._path(kind, digest)
-        try:
-            text = (path / MANIFEST).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DigestError(f"{kind} {digest} is not on the volume ({error})") from error
-        if digest_of(text) != digest:
-            raise DigestError(f"the manifest of {kind} {digest} does not match its digest")
-        manifest = _manifest(text)
-        if manifest is None or (kind == "checkpoint" and not _is_checkpoint(manifest)):
-            raise DigestError(f"the manifest of {kind} {digest} is none of ours")
-        for name, entry in manifest["files"].items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != entry["size"]:
-                raise DigestError(f"{name} of {kind} {digest} is missing or truncated")
-        return Stored(digest, path, manifest)
+        return opened(self._path(kind, digest), kind, digest)
 
     def verify(
         self, kind: Kind, digest: str, hashed: Callable[[Path], str] | None = None
@@ -187,28 +178,33 @@ class CheckpointStore:
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
         """Every readable checkpoint of a model, or of all models."""
-        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("sha256-*")):
+        for path in self._directories(model):
             try:
-                stored = self.open("checkpoint", digest_named(path.name))
+                stored = opened(path, "checkpoint", digest_named(path.name))
             except DigestError:
                 # Damage to another model's checkpoint must not keep this model from starting.
                 logger.warning("skipping an unreadable checkpoint", exc_info=True)
                 continue
-            if model in ("", stored.manifest["model"]):
+            of = stored.manifest["model"]
+            if model in ("", of) and self._is_at_home(path, of):
                 yield stored
 
-    def survey(self) -> Iterator[tuple[str, Stored | DigestError]]:
-        """Every directory among the checkpoints by name, with its checkpoint or error."""
-        for path in sorted((self._root / FOLDERS["checkpoint"]).glob("*")):
-            entry: Stored | DigestError
-            try:
-                if path.name.startswith(STAGING):
-                    entry = DigestError("it was never finished: its writer died")
-                else:
-                    entry = self.open("checkpoint", digest_named(path.name))
-            except DigestError as error:
-                entry = error
-            yield path.name, entry
+    def survey(self, model: str) -> Iterator[tuple[str, Stored | DigestError]]:
+        """Every directory where a model's checkpoints may lie by name, with checkpoint or error."""
+        shared = self._root / FOLDERS["checkpoint"]
+        folders = [path for path in (shared, shared / model) if path.is_dir()]
+        found = sorted(path for folder in folders for path in folder.iterdir())
+        for path in found:
+            name = path.relative_to(shared).as_posix()
+            if path.name.startswith(STAGING):
+                yield name, DigestError("it was never finished: its writer died")
+            elif path.parent == shared and path.is_dir() and not _is_named(path):
+                continue
+            else:
+                try:
+                    yield name, opened(path, "checkpoint", digest_named(path.name))
+                except DigestError as error:
+                    yield name, error
 
     def discard(self, stored: Stored) -> None:
         """Removes a checkpoint that was never published; a crash leaves it whole or as staging."""
@@ -222,90 +218,61 @@ class CheckpointStore:
         """Whether a complete directory of that digest exists; reads none of its bytes."""
         return (self._path(kind, digest) / MANIFEST).is_file()
 
+    def has_own(self, digest: str) -> bool:
+        """Like ``has``, of a checkpoint of this model: it looks into no other model's folder."""
+        folders = (self._folder("checkpoint"), self._root / FOLDERS["checkpoint"])
+        name = directory_name(digest)
+        return any((folder / name / MANIFEST).is_file() for folder in folders)
+
     def sweep(self) -> None:
         """Removes staging left by earlier processes of this owner, none of which may be alive."""
-        for folder in FOLDERS.values():
-            for path in (self._root / folder).glob(f"{STAGING}*"):
+        shared = (self._root / folder for folder in FOLDERS.values())
+        for folder in {*shared, self._folder("checkpoint")}:
+            for path in folder.glob(f"{STAGING}*"):
                 if path.name.partition(".")[2].partition(".")[2] == self._owner:
                     shutil.rmtree(path, ignore_errors=True)
 
+    def _folder(self, kind: Kind) -> Path:
+        """Where this process writes."""
+        if kind == "base":
+            return self._root / FOLDERS[kind]
+        return volume.checkpoints_of(self._root, self._model)
+
     def _path(self, kind: Kind, digest: str) -> Path:
-        return volume.directory(self._root, kind, digest)
+        """Where the directory of a digest lies, or would."""
+        own, name = self._folder(kind), directory_name(digest)
+        if kind == "base" or (own / name).is_dir():
+            return own / name
+        shared = self._root / FOLDERS[kind]
+        if (shared / name).is_dir():
+            return shared / name
+        elsewhere = (folder / name for folder in self._model_folders())
+        at_home = (path for path in elsewhere if self._is_at_home(path, model_of(path)))
+        return next(at_home, own / name)
+
+    def _directories(self, model: str) -> list[Path]:
+        """The complete directories where checkpoints of a model, or of all, may lie."""
+        shared = self._root / FOLDERS["checkpoint"]
+        own = [shared / model] if model else self._model_folders()
+        found = [path for folder in (shared, *own) for path in folder.glob("sha256-*")]
+        return sorted(filter(_is_named, found))
+
+    def _model_folders(self) -> list[Path]:
+        shared = self._root / FOLDERS["checkpoint"]
+        found = shared.iterdir() if shared.is_dir() else ()
+        return sorted(p for p in found if not (_is_named(p) or p.name.startswith(STAGING)))
+
+    def _is_at_home(self, path: Path, model: str) -> bool:
+        """Whether a checkpoint of a model lies with its others, or where those of all lay."""
+        shared = self._root / FOLDERS["checkpoint"]
+        return path.parent in (shared, shared / model)
 
 
-@contextmanager
-def volume_written(path: Path) -> Iterator[None]:
-    """Turns a fault of the volume under ``path`` into a CommandError (507)."""
-    try:
-        yield
-    except CommandError:
-        raise
-    except Exception as error:
-        problem = volume_problem(error, path)
-        if problem is None:
-            raise
-        raise problem from error
-
-
-def _manifest(text: str) -> dict[str, Any] | None:
-    """A manifest whose files lie in its own directory; None if it is none.
-
-    Its digest says that it is what was written, and nothing of who wrote it.
-    """
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    files = found.get("files") if isinstance(found, dict) else None
-    if not isinstance(files, dict) or not all(map(_is_inside, files)):
-        return None
-    entries = all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("size"), int)
-        and isinstance(entry.get("sha256"), str)
-        for entry in files.values()
-    )
-    return found if entries else None
-
-
-def _is_checkpoint(manifest: dict[str, Any]) -> bool:
-    named = all(isinstance(manifest.get(field), str) for field in ("model", "base"))
-    return named and isinstance(manifest.get("step"), int)
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return bool(name) and not path.is_absolute() and ".." not in path.parts
+def _is_named(path: Path) -> bool:
+    return is_digest(digest_named(path.name))
 
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return volume.sha256_of(file)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def make_directory(path: Path) -> None:
-    """Makes a directory and its parents so that a power loss cannot take their names away."""
-    if path.is_dir():
-        return
-    make_directory(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Creates a file that is either complete on disk or absent."""
-    temporary = path.with_name(f"{STAGING}{path.name}")
-    temporary.write_bytes(data)
-    sync(temporary)
-    temporary.rename(path)
-    sync(path.parent)

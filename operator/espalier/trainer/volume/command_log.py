@@ -12,18 +12,18 @@ import hashlib
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from espalier.api.wire.commits import Commit
 from espalier.api.wire.trainer import Assignment
 from espalier.trainer.volume import inbox, results
-from espalier.trainer.volume.checkpoint_store import make_directory, volume_written, write_file
+from espalier.trainer.volume.durable_files import volume_written
 from espalier.trainer.volume.inbox import Inbox, Queued
 from espalier.trainer.volume.lock import only_writer
+from espalier.trainer.volume.log_bodies import Bodies
 from espalier.trainer.volume.log_database import LogDatabase
+from espalier.trainer.volume.log_queries import LogQueries
 from espalier.trainer.volume.log_records import (
     GAP,
-    TINKER_GRADIENTS,
     Assigned,
     Key,
     Kind,
@@ -53,22 +53,20 @@ CREATE TABLE IF NOT EXISTS deliveries (session TEXT PRIMARY KEY, seq INTEGER NOT
 CREATE TABLE IF NOT EXISTS loaded (
     only INTEGER PRIMARY KEY CHECK (only = 1), digest TEXT NOT NULL, optimizer INTEGER NOT NULL);
 """
-_COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts, body"
 
 
-class CommandLog:
-    """SQLite plus a file per body. Every method is one durable transaction."""
+class CommandLog(LogQueries):
+    """SQLite plus a file per body. Every change is one durable transaction."""
 
     def __init__(self, directory: Path, lock_seconds: float = 30.0) -> None:
         self._lock = only_writer(directory / "lock", lock_seconds)
-        self._bodies = directory / "bodies"
-        make_directory(self._bodies)
-        self._db = LogDatabase(directory, _SCHEMA + inbox.SCHEMA + results.SCHEMA)
+        self._bodies = Bodies(directory / "bodies")
+        super().__init__(LogDatabase(directory, _SCHEMA + inbox.SCHEMA + results.SCHEMA))
         # An older log's pending batches are cut again.
         self._db.add_missing_columns(
             "commands", {"cuts": "TEXT NOT NULL DEFAULT ''", "body": "TEXT NOT NULL DEFAULT ''"}
         )
-        self.inbox = Inbox(self._db, self._bodies)
+        self.inbox = Inbox(self._db, self._bodies.directory)
         self._results = Results(self._db)
 
     def close(self) -> None:
@@ -76,37 +74,10 @@ class CommandLog:
         self._db.close()
         self._lock.release()
 
-    def find(self, key: Key) -> Record | None:
-        """The command with that key."""
-        rows = self._records("session = ? AND seq = ?", key.session, key.seq)
-        return rows[0] if rows else None
-
-    def latest(self, session: str) -> int | None:
-        """The highest number of a session's applied commands."""
-        rows = self._db.rows(
-            "SELECT MAX(seq) FROM commands WHERE session = ? AND status IS NOT NULL", session
-        )
-        return rows[0][0] if rows[0][0] is None else int(rows[0][0])
-
-    def since_last_step_but_one(self, session: str) -> list[Record]:
-        """The session's finished commands after its last optimizer step but one, oldest first."""
-        return self._records(
-            "session = ? AND status IS NOT NULL AND number > COALESCE((SELECT number FROM commands "
-            "WHERE session = ? AND kind = 'optim-step' AND status = 200 "
-            "ORDER BY number DESC LIMIT 1 OFFSET 1), 0)",
-            session,
-            session,
-        )
-
-    def delivered(self, session: str) -> int:
-        """The highest number whose answer is known to have reached the session; -1 if none."""
-        rows = self._db.rows("SELECT seq FROM deliveries WHERE session = ?", session)
-        return int(rows[0][0]) if rows else -1
-
     def mark_delivered(self, key: Key) -> None:
         """Logs that a command's answer has reached its session."""
         if key.seq > self.delivered(key.session):
-            with volume_written(self._bodies), self._db.transaction():
+            with volume_written(self._bodies.directory), self._db.transaction():
                 self._db.execute(
                     "INSERT OR REPLACE INTO deliveries VALUES (?, ?)", (key.session, key.seq)
                 )
@@ -114,7 +85,7 @@ class CommandLog:
     def begin(self, key: Key, kind: Kind, body: bytes) -> Record:
         """Logs a command that is about to run; replaces an unfinished one of the same key."""
         digest = hashlib.sha256(body).hexdigest()
-        with volume_written(self._bodies):
+        with volume_written(self._bodies.directory):
             with self._db.transaction():
                 stale = self._db.rows(
                     "SELECT number FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
@@ -131,14 +102,14 @@ class CommandLog:
                 )
             number = int(cursor.lastrowid or 0)
             for (old,) in stale:
-                self._file(old).unlink(missing_ok=True)
-            write_file(self._file(number), body)
+                self._bodies.remove(old)
+            self._bodies.write(number, body)
         return Record(number, key, kind, digest, None, "", "", "")
 
     def begin_queued(self, queued: Queued) -> Record:
         """Logs a command of the inbox that is about to run; its body stays where it is."""
         key = queued.key
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._db.execute(
                 "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
                 (key.session, key.seq),
@@ -153,7 +124,7 @@ class CommandLog:
     def refuse(self, queued: Queued, status: int, answer: str) -> None:
         """Logs the answer of a command of the inbox that had no effect."""
         key = queued.key
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._db.execute(
                 "DELETE FROM commands WHERE session = ? AND seq = ? AND status IS NULL",
                 (key.session, key.seq),
@@ -164,11 +135,11 @@ class CommandLog:
                 (key.session, key.seq, queued.kind, queued.digest, status, answer),
             )
             self._leave_inbox(key)
-        self._drop_body(queued.file)
+        self._bodies.drop(queued.file)
 
     def give_up(self, missing: Key, status: int, answer: str) -> None:
         """Logs that a number will not be waited for any longer."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._db.execute(
                 "INSERT INTO commands (session, seq, kind, digest, status, answer) "
                 "VALUES (?, ?, ?, '', ?, ?)",
@@ -187,15 +158,15 @@ class CommandLog:
             )
             # One that came by the inbox still waits there, with its body.
             if gone.rowcount and not record.body:
-                self._file(record.number).unlink(missing_ok=True)
+                self._bodies.remove(record.number)
 
     def finish(self, record: Record, status: int, answer: str, result: bytes = b"") -> None:
         """Logs a command's answer, and beside it the ``result`` that its client reads."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._finish(record, status, answer, "")
             self._results.keep(record.number, result)
         if record.body:
-            self._drop_body(record.body)
+            self._bodies.drop(record.body)
 
     def accumulate(
         self, record: Record, answer: str, cuts: str, result: bytes = b"", referred: bytes = b""
@@ -205,9 +176,9 @@ class CommandLog:
         ``referred`` are the log-probs of the policy that it is held near: whatever becomes of that
         policy's checkpoint, they are kept as long as the gradients wait.
         """
-        with volume_written(self._bodies):
+        with volume_written(self._bodies.directory):
             if referred:
-                write_file(self._referred(record.number), referred)
+                self._bodies.write_referred(record.number, referred)
             with self._db.transaction():
                 self._finish(record, 200, answer, "")
                 self._results.keep(record.number, result)
@@ -218,20 +189,20 @@ class CommandLog:
 
     def settle(self, record: Record, status: int, answer: str) -> None:
         """Logs an answer together with the end of all pending gradients."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._finish(record, status, answer, "")
             self._end_pending()
         self._drop_bodies()
 
     def drop_pending(self) -> None:
         """Logs the end of all pending gradients: nobody will step on them."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._end_pending()
         self._drop_bodies()
 
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
         """Logs an optimizer step: its answer, its commit, and the end of pending gradients."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._finish(record, 200, answer, commit.digest)
             self._end_pending()
             self._db.execute("DELETE FROM loaded")
@@ -243,7 +214,7 @@ class CommandLog:
 
     def load(self, record: Record, answer: str, loaded: Loaded) -> None:
         """Logs that other weights are in force, and the end of all pending gradients."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._finish(record, 200, answer, "")
             self._end_pending()
             self._db.execute(
@@ -251,14 +222,9 @@ class CommandLog:
             )
         self._drop_bodies()
 
-    def loaded(self) -> Loaded | None:
-        """What was loaded since the last step of the assignment."""
-        rows = self._db.rows("SELECT digest, optimizer FROM loaded")
-        return Loaded(rows[0][0], bool(rows[0][1])) if rows else None
-
     def assign(self, assignment: Assignment, *, since: int, rebased: bool) -> None:
         """Logs an assignment; a re-base also ends pending gradients."""
-        with volume_written(self._bodies), self._db.transaction():
+        with volume_written(self._bodies.directory), self._db.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO assignment VALUES (1, ?, ?)",
                 (assignment.model_dump_json(), since),
@@ -269,72 +235,20 @@ class CommandLog:
         if rebased:
             self._drop_bodies()
 
-    def assigned(self) -> Assigned | None:
-        """The assignment in force."""
-        rows = self._db.rows("SELECT assignment_json, since FROM assignment")
-        if not rows:
-            return None
-        return Assigned(Assignment.model_validate_json(rows[0][0]), int(rows[0][1]))
-
-    def commits(self) -> list[Commit]:
-        """Every commit of the model, oldest first."""
-        rows = self._db.rows("SELECT commit_json FROM commits ORDER BY number")
-        return [Commit.model_validate_json(row[0]) for row in rows]
-
-    def cursor(self, run: str) -> str:
-        """The cursor that came with the run's last commit, as JSON."""
-        rows = self._db.rows(
-            "SELECT cursor_json FROM commits WHERE run = ? ORDER BY number DESC LIMIT 1", run
-        )
-        return str(rows[0][0]) if rows else "{}"
-
-    def pending(self) -> list[Record]:
-        """The commands whose gradients are accumulated, in the order they were applied."""
-        return self._records("pending = 1")
-
-    def unfinished(self) -> list[Record]:
-        """Commands that were begun and never finished."""
-        return self._records("status IS NULL")
-
-    def forwards(self, latest: int) -> list[Record]:
-        """The latest forwards under the current weights and assignment."""
-        forwards = self._records("kind = 'forward' AND status = 200 AND held = 1")
-        return forwards[-latest:]
-
     def body(self, record: Record) -> bytes:
         """The request of a command whose body is kept."""
-        return self._file(record.number, record.body).read_bytes()
+        return self._bodies.read(record.number, record.body)
 
     def referred(self, record: Record) -> bytes:
         """The log-probs of the policy that a pending command is held near; empty if none are kept.
 
         A log of an earlier version has none.
         """
-        path = self._referred(record.number)
-        return path.read_bytes() if path.exists() else b""
+        return self._bodies.referred(record.number)
 
     def result(self, record: Record) -> bytes | None:
         """What the client of a command reads; None if there was none, or it is kept no longer."""
         return self._results.find(record.number)
-
-    def failed_since_step(self, key: Key) -> Record | None:
-        """The first gradient command of a Tinker model that failed before ``key``.
-
-        It looks back to the model's last optimizer step, whatever became of that: a step after a
-        failure drops what was accumulated.
-        """
-        found = self._records(
-            "session = ? AND seq < ? AND status >= 400 AND kind IN (?, ?) AND seq > "
-            "COALESCE((SELECT MAX(seq) FROM commands WHERE session = ? AND seq < ? AND kind IN "
-            "('optim-step', 'load-weights') AND status IS NOT NULL), 0)",
-            key.session,
-            key.seq,
-            TINKER_GRADIENTS,
-            GAP,
-            key.session,
-            key.seq,
-        )
-        return found[0] if found else None
 
     def _finish(self, record: Record, status: int, answer: str, checkpoint: str) -> None:
         self._db.execute(
@@ -351,10 +265,6 @@ class CommandLog:
         self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
         self._db.execute("UPDATE commands SET held = 0 WHERE held = 1 AND status IS NOT NULL")
 
-    def _drop_body(self, name: str) -> None:
-        with suppress(OSError):
-            (self._bodies / name).unlink(missing_ok=True)
-
     def _drop_bodies(self) -> None:
         """Removes bodies that are no longer needed; a failure leaves them for the next call.
 
@@ -363,22 +273,4 @@ class CommandLog:
         # Under the lock: what arrives meanwhile has its file before it is in the inbox.
         with suppress(OSError), self._db.lock:
             rows = self._db.rows("SELECT number, body FROM commands WHERE status IS NULL")
-            needed = {self._file(*row) for row in rows} | self.inbox.files()
-            for path in self._bodies.iterdir():
-                if path not in needed:
-                    path.unlink(missing_ok=True)
-
-    def _records(self, condition: str, *values: Any) -> list[Record]:
-        rows = self._db.rows(
-            f"SELECT {_COLUMNS} FROM commands WHERE {condition} ORDER BY number", *values
-        )
-        return [
-            Record(r[0], Key(r[1], r[2]), r[3], r[4], r[5], r[6] or "", r[7], r[8], r[9])
-            for r in rows
-        ]
-
-    def _referred(self, number: int) -> Path:
-        return self._bodies / f"{number:09d}.referred"
-
-    def _file(self, number: int, name: str = "") -> Path:
-        return self._bodies / (name or f"{number:09d}.json")
+            self._bodies.keep_only(((row[0], row[1]) for row in rows), self.inbox.files())

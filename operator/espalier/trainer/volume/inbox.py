@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume.checkpoint_store import volume_written, write_file
+from espalier.trainer.volume.durable_files import volume_written, write_file
 from espalier.trainer.volume.log_database import LogDatabase
 from espalier.trainer.volume.log_records import GAP, Key
 

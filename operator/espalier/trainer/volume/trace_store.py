@@ -11,15 +11,16 @@ import json
 import logging
 import sqlite3
 import threading
-import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from espalier.api.platform import JobReport, TraceEnter, TraceExit, TraceRecord
 from espalier.api.wire.gradients import TrajectoriesRequest
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
-from espalier.trainer.problems import CommandError, invalid
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume.trace_ids import canonical, canonical_or_empty
+from espalier.trainer.volume.trace_inputs import check_groups, trajectory, with_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ TRACE_BYTES = 256 << 20
 JOBS_KEPT = 1000
 # Forgotten at once, so that the file is not looked at again for each.
 FORGOTTEN_AT_ONCE = 100
-INLINE = "leave its whole group out, or send a TrajectoryPayload with an explicit reward"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, report TEXT NOT NULL);
@@ -75,14 +75,6 @@ def _connected(file: Path) -> sqlite3.Connection:
         made.close()
         raise
     return made
-
-
-def canonical(text: str) -> str:
-    """A trace or job id in one form, with or without dashes; 422 when it is no UUID."""
-    try:
-        return uuid.UUID(text).hex
-    except ValueError as error:
-        raise invalid("trace id", f"{text!r} is not a UUID") from error
 
 
 class Traces:
@@ -208,12 +200,12 @@ class Traces:
         """
         records = [self._record_of(item) for item in request.inputs]
         inputs = [
-            _trajectory(index, item, record)
+            trajectory(index, item, record)
             if isinstance(item, str)
-            else _with_checkpoint(self._as_drawn(item), record)
+            else with_checkpoint(self._as_drawn(item), record)
             for index, (item, record) in enumerate(zip(request.inputs, records, strict=True))
         ]
-        _check_groups(records, request.group_size)
+        check_groups(records, request.group_size)
         return request.model_copy(update={"inputs": inputs})
 
     def _record_of(self, item: str | TrajectoryPayload) -> TraceRecord | None:
@@ -290,94 +282,7 @@ class Traces:
         return self._db.execute(statement, values).fetchall()
 
 
-def canonical_or_empty(text: str | None) -> str:
-    """An id in one form; empty if it is absent or not a UUID."""
-    try:
-        return canonical(text or "")
-    except CommandError:
-        return ""
-
-
-def _trajectory(index: int, trace: str, record: TraceRecord | None) -> TrajectoryPayload:
-    problem = _unfit(record)
-    if problem is not None:
-        raise invalid(f"inputs[{index}]", f"trace {trace} {problem[0]}", problem[1])
-    assert record is not None
-    assert record.exit is not None
-    return TrajectoryPayload(
-        samples=[TrajectorySample.model_validate(sample) for sample in record.samples],
-        reward=record.exit["reward"],
-        trace_id=trace,
-    )
-
-
-def _with_checkpoint(item: TrajectoryPayload, record: TraceRecord | None) -> TrajectoryPayload:
-    """An inline trajectory with its trace's checkpoint, if one checkpoint sampled all of it."""
-    known = {sample.get("checkpoint") for sample in record.samples} if record is not None else set()
-    if len(known) != 1 or any(sample.checkpoint is not None for sample in item.samples):
-        return item
-    (name,) = known
-    samples = [sample.model_copy(update={"checkpoint": name}) for sample in item.samples]
-    return item.model_copy(update={"samples": samples})
-
-
 def _digest(sample: TrajectorySample) -> bytes:
     """Identifies a sample by its tokens and log-probs, which depend on the temperature."""
     drawn = [sample.prompt_token_ids, sample.output_token_ids, sample.output_logprobs]
     return hashlib.sha256(json.dumps(drawn).encode()).digest()
-
-
-def _unfit(record: TraceRecord | None) -> tuple[str, str] | None:
-    """Why a trace cannot be trained on, and the remedy; None if it can."""
-    if record is None:
-        return (
-            "is unknown to this model's trainer",
-            "sample it through the gateway with its Trace-Id header (what a gateway holds for a "
-            "trainer that is not there goes when the gateway restarts), or "
-            "send the tokens inline",
-        )
-    problem = _ungraded(record)
-    if problem:
-        return problem, INLINE
-    if not record.samples:
-        return (
-            "has no tokens: nothing was sampled under its id through the gateway",
-            "send the tokens inline",
-        )
-    return None
-
-
-def _ungraded(record: TraceRecord) -> str:
-    left = record.exit
-    if left is None:
-        return "has not ended: no exit report came for it"
-    if left.get("stop_reason") == "timeout":
-        error = f" ({left['error']})" if left.get("error") else ""
-        return f"was timed out{error}, and such runs are never trained on implicitly"
-    if left.get("status", "completed") != "completed":
-        return f"ended with status {left['status']}: {left.get('error', 'no error given')}"
-    if (left.get("evaluation_result") or {}).get("isError") or left.get("reward") is None:
-        return "has no valid grade, so its reward is no training signal"
-    return ""
-
-
-def _check_groups(records: Sequence[TraceRecord | None], group_size: int | None) -> None:
-    """A group is ``group_size`` consecutive inputs: traces of two groups must not share one."""
-    for index, record in enumerate(records):
-        if group_size is None or record is None:
-            continue
-        first = index - index % group_size
-        for other in records[first:index]:
-            ours, theirs = _group(record), _group(other)
-            if ours and theirs and ours != theirs:
-                raise invalid(
-                    f"inputs[{index}]",
-                    f"is of group {ours}, and inputs[{first}] of group {theirs}: groups are "
-                    f"{group_size} consecutive inputs",
-                    "keep the trajectories of a group together, and send whole groups",
-                )
-
-
-def _group(record: TraceRecord | None) -> str:
-    enter: Mapping[str, Any] = (record.enter if record is not None else None) or {}
-    return str(enter.get("group_id") or "")
