@@ -227,8 +227,13 @@ def test_an_evicted_adapter_whose_bytes_have_changed_since_is_not_loaded_again(
         file.write_bytes(content)
         # The engine still holds it.
         assert greedy(short_lived, name, "x")
-        for index in range(4):
-            assert greedy(short_lived, weights.name(index), "x")
+        # It keeps twice as many as it has slots.
+        more = (
+            tiny.commit_adapter(weights.volume, weights.model, weights.base, seed=seed)
+            for seed in (96, 97)
+        )
+        for other in (*weights.digests, *more):
+            assert greedy(short_lived, f"tiny@{other[7:19]}", "x")
         with contextlib.suppress(httpx.TransportError):
             assert short_lived.complete(name, "x").status_code >= 500
         assert "does not match its manifest" in short_lived.log.read_text()
