@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ NAMESPACE = "kueue-system"
 INTEGRATIONS = ("batch/job", "pod", "deployment", "statefulset")
 # Of these groups its webhooks are asked; the kinds of others are not there.
 GROUPS = ("", "apps", "batch", "kueue.x-k8s.io")
-# What its own keeper of certificates looks for: these it leaves as they are.
+# What its own keeper of certificates looks for. What lasts longer than its 90 days it leaves as
+# they are.
+CERTIFICATE_LIFETIME = timedelta(days=365)
 CA_NAME, CERTIFICATE_SECRET = "kueue-ca", "kueue-webhook-server-cert"
 SERVICE = f"kueue-webhook-service.{NAMESPACE}.svc"
 CONVERTED = ("localqueues", "clusterqueues", "workloads", "cohorts", "multikueueclusters")
@@ -36,7 +39,7 @@ class Kueue(Controllers):
 
     def _begin(self) -> None:
         self._webhooks = free_port()
-        authority = Authority(CA_NAME)
+        authority = Authority(CA_NAME, CERTIFICATE_LIFETIME, rsa=True)
         self._trusted = base64.b64encode(authority.certificate_pem).decode()
         create_namespace(self.server.kubectl, NAMESPACE)
         self._apply(self._certificates(authority))

@@ -14,14 +14,18 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePrivateKey,
     generate_private_key,
 )
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = datetime.timedelta(days=7)
 SERVER_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 SERVER_ADDRESSES = ("127.0.0.1", "10.96.0.1")
 
+PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
 
-def _private_pem(key: EllipticCurvePrivateKey) -> bytes:
+
+def _private_pem(key: PrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
@@ -39,13 +43,24 @@ def signing_pair() -> tuple[bytes, bytes]:
 
 
 class Authority:
-    """A certificate authority that lives in memory."""
+    """A certificate authority that lives in memory.
 
-    def __init__(self, name: str) -> None:
-        self._key = generate_private_key(SECP256R1())
+    Args:
+        name: of its certificate, as a host too.
+        lifetime: of what it issues, and its own.
+        rsa: whether its key is one of RSA, which some programs take alone.
+    """
+
+    def __init__(
+        self, name: str, lifetime: datetime.timedelta = LIFETIME, *, rsa: bool = False
+    ) -> None:
+        self._lifetime = lifetime
+        self._key: PrivateKey = (
+            generate_rsa(65537, 2048) if rsa else generate_private_key(SECP256R1())
+        )
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = (
-            _builder(self._name, self._name, self._key)
+            _builder(self._name, self._name, self._key, lifetime)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
             .sign(self._key, hashes.SHA256())
@@ -65,7 +80,7 @@ class Authority:
         if organization:
             attributes.append(x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
         usage = ExtendedKeyUsageOID.SERVER_AUTH if server else ExtendedKeyUsageOID.CLIENT_AUTH
-        builder = _builder(x509.Name(attributes), self._name, key).add_extension(
+        builder = _builder(x509.Name(attributes), self._name, key, self._lifetime).add_extension(
             x509.ExtendedKeyUsage([usage]), critical=False
         )
         if server:
@@ -77,7 +92,7 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, lifetime: datetime.timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -87,7 +102,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 

@@ -7,7 +7,7 @@ set -euo pipefail
 only_one tinker-clients
 # The cookbook that takes this SDK and no older one.
 newest=0.38.0
-cookbook='tinker-cookbook[math-rl]==0.6.1'
+cookbook='tinker-cookbook[math-rl,multiplayer-rl]==0.6.1'
 # The cookbook asks for a tml-renderers that is on no index; it reads that package only for its vendor's own models.
 overrides='torch ; sys_platform == "never"
 tml-renderers'

@@ -43,6 +43,9 @@ ORDER = (
     "gitops",
     "simulation/test_deletion_real",
     "simulation/test_takeover",
+    "tinker/",
+    "runner/",
+    "simulation/",
 )
 # Groups of these names wait.
 WAIT = ("e2e", "gitops", "simulation/test_deletion_real", "simulation/test_takeover")

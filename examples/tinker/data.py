@@ -20,10 +20,15 @@ configs:
   - {split: test, path: test.jsonl}
 ---
 """
+# How the model that grades is asked to say a score, and where it is found.
+RUBRIC = {
+    "extraction_regex": "<score>(.*?)</score>",
+    "grader_output_format_instruction": "Write 0 or 1 between <score> and </score>.",
+}
 
 
 def write(home: Path, split: str, count: int, largest: int) -> None:
-    """Writes one split of all four datasets."""
+    """Writes one split of all datasets, and of what ``rubric`` is told to read."""
     chance = random.Random(split)
     pairs = [(chance.randint(0, largest), chance.randint(0, largest)) for _ in range(count)]
     rows: dict[str, list[dict[str, object]]] = {
@@ -31,6 +36,8 @@ def write(home: Path, split: str, count: int, largest: int) -> None:
         "HuggingFaceH4/no_robots": [],
         "Anthropic/hh-rlhf": [],
         "zwhe99/DeepMath-103K": [],
+        "allenai/tulu-3-sft-mixture": [],
+        "rubric": [],
     }
     for one, other in pairs:
         asked, answer = f"What is {one} + {other}?", one + other
@@ -44,6 +51,9 @@ def write(home: Path, split: str, count: int, largest: int) -> None:
         rows["HuggingFaceH4/no_robots"].append({"messages": turns})
         rows["Anthropic/hh-rlhf"].append(choice)
         rows["zwhe99/DeepMath-103K"].append({"question": asked, "final_answer": str(answer)})
+        rows["allenai/tulu-3-sft-mixture"].append({"messages": turns})
+        item = {**RUBRIC, "rubric_str": f"Does the chatbot say {answer}?"}
+        rows["rubric"].append({"convo": turns[:1], "rubric_items": [item]})
     for dataset, written in rows.items():
         directory = home / dataset
         directory.mkdir(parents=True, exist_ok=True)

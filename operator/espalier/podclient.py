@@ -8,6 +8,8 @@ from __future__ import annotations
 import aiohttp
 from aiohttp import hdrs
 
+from espalier.telemetry import http_client
+
 # vLLM's server closes an idle connection after 5 s; ours go first, so that none is found dead.
 KEEP_ALIVE_SECONDS = 3.0
 IDENTITY = "identity"
@@ -41,7 +43,7 @@ def pod_session() -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         headers={hdrs.ACCEPT_ENCODING: IDENTITY},
-        middlewares=(_plain_answers,),
+        middlewares=(_plain_answers, *http_client.middlewares()),
     )
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import logging.handlers
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -19,7 +18,6 @@ from typing import Any, NoReturn
 from pythonjsonlogger.core import LogData
 from pythonjsonlogger.json import JsonFormatter as LibraryFormatter
 
-from espalier.api.exit_codes import TERMINATED
 from espalier.api.wire.problem import Problem
 
 TERMINATION_LOG_VARIABLE = "ESPALIER_TERMINATION_LOG"
@@ -159,11 +157,6 @@ def end(code: int) -> NoReturn:
     sys.stdout.flush()
     logging.shutdown()
     os._exit(code)
-
-
-def end_when_asked() -> None:
-    """Ends this process at SIGTERM, which Python would ignore as process 1 of a container."""
-    signal.signal(signal.SIGTERM, lambda number, frame: end(TERMINATED))
 
 
 def leave_problem(problem: Problem) -> None:

@@ -742,6 +742,10 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "loss of the user's beside a client's script": (
         *(CLIENT_RUN, "spec.loss", CUSTOM, "spec.loss", "call forward_backward_custom"),
     ),
+    "time of a loss that is built in": (
+        *(RUN, "spec.timeouts", {"lossSeconds": 60}),
+        *("spec.timeouts.lossSeconds", "belongs to loss Custom"),
+    ),
     "function that is no name": (
         *(OWN_LOSS, "spec.loss.customRef.function", "a.b"),
         *("spec.loss.customRef.function", "must be the name of a Python function"),

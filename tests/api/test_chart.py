@@ -14,6 +14,7 @@ from espalier.controllers.process.settings import OperatorSettings
 from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE, HubSettings, Images
 from espalier.gateway.access.quotas import Limits
 from espalier.gateway.settings import GatewaySettings
+from espalier.telemetry.settings import passed_on
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "espalier"
 SYSTEM, TEAM, FOREIGN = "chart-system", "chart-team", "chart-foreign"
@@ -106,15 +107,44 @@ def test_the_operator_knows_images_and_gateway() -> None:
 def test_the_quotas_of_callers_reach_the_gateway() -> None:
     for values, limits in (
         ((), Limits()),
-        (("quotas.requests=0", "quotas.tokensPerMinute=6000000", "quotas.bodyPercent=100"), None),
+        (
+            (
+                *("quotas.requests=0", "quotas.tokensPerMinute=6000000"),
+                *("quotas.bodyPercent=100", "quotas.connections=0"),
+            ),
+            Limits(0, 6_000_000, 100, 0),
+        ),
     ):
         sets = (f"gateway.{value}" for value in values)
         deployments = objects(render(*VALUES, *sets), "Deployment")
         variables = environment(deployments[f"{SYSTEM}/espalier-gateway"])
         told = GatewaySettings.read({**variables, "POD_NAMESPACE": SYSTEM})
-        assert told.limits == (limits or Limits(0, 6_000_000, 100))
+        assert told.limits == limits
     with pytest.raises(ApiServerError, match="bodyPercent"):
         render(*VALUES, "gateway.quotas.bodyPercent=0")
+
+
+def test_the_way_to_the_collector_reaches_both_processes_and_through_one_the_pods() -> None:
+    values = (
+        *("tracing.endpoint=http://otel.traces:4318", "tracing.sampler=traceidratio"),
+        *("tracing.ratio=0.25", "tracing.resourceAttributes.deployment\\.environment=live"),
+        "networkPolicy.enabled=false",
+    )
+    wanted = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel.traces:4318",
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=live",
+    }
+    for given, told in ((values, wanted), ((), {})):
+        deployments = objects(render(*VALUES, *given), "Deployment")
+        for name in ("operator", "gateway"):
+            variables = environment(deployments[f"{SYSTEM}/espalier-{name}"])
+            found = {k: v for k, v in variables.items() if k.startswith("OTEL_")}
+            assert found == told
+            assert passed_on(found) == told
+    with pytest.raises(ApiServerError, match="sampler"):
+        render(*VALUES, "tracing.sampler=sometimes")
 
 
 def test_what_pods_take_of_a_nodes_disk_is_bounded() -> None:
@@ -391,6 +421,13 @@ def test_whom_the_gateway_may_act_for_can_be_named() -> None:
         "groups": ["ml"],
     }
     assert "acts-for" not in render(*VALUES)
+    more = render(*VALUES, "gateway.impersonation.extraKeys={scopes.example}")
+    (rule,) = [
+        rule
+        for rule in objects(more, "ClusterRole")[f"/{SYSTEM}-espalier-gateway"]["rules"]
+        if "impersonate" in rule["verbs"]
+    ]
+    assert rule["resources"] == ["uids", "userextras/scopes.example"]
     # Nobody names the groups by which the API server knows its own.
     with pytest.raises(ApiServerError, match="groups"):
         render(*VALUES, "gateway.impersonation.groups={system:masters}")

@@ -29,7 +29,7 @@ from espalier import (
     UntrainableError,
 )
 from espalier.api.objective import Correction, Objective
-from espalier.api.run.loss import LossName
+from espalier.api.run.loss import BuiltInLoss
 from espalier.client.training_client import BuiltinLoss
 
 QUICK = Patience(deadline=60.0, attempt=60.0, first_delay=0.001, longest_delay=0.01)
@@ -299,4 +299,4 @@ async def test_what_is_sampled_carries_how_it_was_to_the_trainer(
 
 
 def test_the_client_offers_the_losses_of_the_api() -> None:
-    assert {str(loss) for loss in BuiltinLoss} == set(get_args(LossName))
+    assert {str(loss) for loss in BuiltinLoss} == set(get_args(BuiltInLoss))

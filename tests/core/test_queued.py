@@ -94,6 +94,14 @@ def test_a_pod_waits_while_it_bears_kueues_gate_and_a_job_while_it_is_suspended(
     assert pods.read_job(by_hand).place is None
 
 
+def test_a_pod_that_was_let_go_is_not_said_to_be_held_by_a_gate() -> None:
+    held = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": ""}
+    body = {"metadata": {"name": "p"}, "status": {"conditions": [held]}}
+    other = {"schedulingGates": [{"name": "example.com/other"}]}
+    assert pods.read_pod({**body, "spec": other}).waiting_reason == "SchedulingGated"
+    assert pods.read_pod({**body, "spec": {}}).waiting_reason == "Starting"
+
+
 def test_of_pods_those_that_wait_say_where() -> None:
     metadata = {"name": "p", "uid": "uid", "labels": {"kueue.x-k8s.io/queue-name": "research"}}
     spec = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}

@@ -63,6 +63,24 @@ def user() -> list[Object]:
     ]
 
 
+def tinker_user() -> list[Object]:
+    """A user who may make models and train them."""
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "tinker"}},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": {"name": "tinker"},
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io",
+                "kind": "ClusterRole",
+                "name": "edit",
+            },
+            "subjects": [{"kind": "ServiceAccount", "name": "tinker"}],
+        },
+    ]
+
+
 def model(name: str, image: str = "", checkpoint: str = "", **spec: Any) -> Object:
     """A fork of the tiny base, or of a checkpoint."""
     source = {"checkpointRef": {"name": checkpoint}} if checkpoint else {"base": {"image": image}}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.gateway.conftest import Gateway
 from tests.gateway.test_completions import ASK, Start, answer, serve
+from tests.gateway.test_tinker import CHOICE, PROMPT
 from tests.gateway.world import digest
 
 from espalier.gateway.access.audit import LOGGER
+from espalier.gateway.tinker import results
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.tinker.names import Sampler, Session
+from espalier.gateway.world.world import NamespacedName
 from espalier.process import JsonFormatter
 
 
@@ -119,6 +126,46 @@ async def test_what_only_looks_and_a_command_on_the_way_to_a_step_is_not_told(
     ):
         assert (await gateway.request(method, path, json={}, headers=keyed)).status == 200
     assert lines() == []
+
+
+def by_hand(model: NamespacedName, **params: Any) -> str:
+    """The id of a sample that nobody asked for at ``asample``."""
+    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
+    details = {"prompt": PROMPT, "sampling_params": {"max_tokens": 1, **params}}
+    return str(Future("sample", str(sampler), 7, details))
+
+
+async def test_a_sample_whose_id_was_written_by_hand_is_told_once_where_it_is_begun(
+    gateway: Gateway, upstream: Start, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(results, "LOOK_AGAIN_SECONDS", 0.2)
+    release = asyncio.Event()
+
+    async def slow(_: web.Request) -> web.Response:
+        await release.wait()
+        return web.json_response({"choices": [CHOICE]})
+
+    model = serve(gateway, (await upstream(slow)).port)
+    future = {"request_id": by_hand(model)}
+    for status in (408, 408, 200):
+        if status == 200:
+            release.set()
+        assert (await gateway.post("/api/v1/retrieve_future", future)).status == status
+    (line,) = lines()
+    told = (line["action"], line["outcome"], line["target"], line["after"], line["status"])
+    assert told == ("Sample", "Done", f"TrainableModel {model}", "base", 408)
+    assert line["user"].endswith(":trainer")
+    stranger = by_hand(model, seed=1)
+    viewer = gateway.users.viewer
+    assert (await retrieved_by(gateway, viewer, stranger)) == 403
+    (line,) = lines()
+    assert (line["action"], line["outcome"], line["reason"]) == ("Sample", "Refused", "Forbidden")
+
+
+async def retrieved_by(gateway: Gateway, token: str, future: str) -> int:
+    reply = await gateway.post("/api/v1/retrieve_future", {"request_id": future}, token)
+    return reply.status
 
 
 async def test_a_name_that_is_none_fills_no_log(gateway: Gateway, lines: Any) -> None:

@@ -331,14 +331,34 @@ async def test_a_command_is_never_sent_twice_by_the_gateway(
     assert len(commands) == (0 if lost == "refused" else 1)
 
 
+@pytest.mark.parametrize(
+    ("limit", "key"),
+    [("TRAINER_SECONDS", {"Idempotency-Key": "s/1"}), ("ANSWER_SECONDS", {})],
+    ids=["of a command with a key", "of HUD's client, which gives up at 600 s"],
+)
 async def test_a_trainer_that_takes_too_long_is_a_504(
+    gateway: Gateway,
+    upstream: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    key: dict[str, str],
+) -> None:
+    async def slow(request: web.Request) -> web.StreamResponse:
+        # A command without a key asks first whether the trainer takes commands.
+        return web.json_response({}) if request.method == "GET" else await hang(request)
+
+    monkeypatch.setattr(train, limit, 0.2)
+    training(gateway, (await upstream(slow)).port)
+    assert await refused(await gateway.post(STEP, {}, **key)) == (504, "TrainerTimeout")
+
+
+async def test_huds_client_is_answered_before_it_gives_up_though_nobody_serves_its_step_yet(
     gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_TIMEOUT", aiohttp.ClientTimeout(total=0.05))
-    training(gateway, (await upstream(hang)).port)
-    # With a key, or the trainer is asked first whether it takes commands.
-    reply = await gateway.post(STEP, {}, **{"Idempotency-Key": "s/1"})
-    assert await refused(reply) == (504, "TrainerTimeout")
+    monkeypatch.setattr(train, "ANSWER_SECONDS", 0.2)
+    training(gateway, (await upstream(commit)).port)
+    reply = await gateway.post(STEP, {})
+    assert (reply.status, reply.headers["Espalier-Promotion"]) == (200, "Timeout")
 
 
 async def test_a_runner_reads_its_run_as_it_is_now(gateway: Gateway) -> None:

@@ -22,7 +22,9 @@ from tests.simulation.servers import Servers
 from espalier import identity
 from espalier.controllers.peers.peer import PORT
 from espalier.controllers.process import signing_key
+from espalier.core.manifests.labels import MANAGED
 from espalier.kube.apiserver import KubernetesCluster
+from espalier.kube.cluster import ClusterError
 from espalier.kube.objects import Body, ObjectKey
 
 MODEL = "arith"
@@ -121,11 +123,13 @@ class Team:
         # The chart makes it in each namespace that the operator serves.
         await self.kubectl("create", "serviceaccount", "espalier-runner")
         while True:
-            for pod in await self.cluster.list("Pod", self.namespace):
+            for pod in await self.cluster.list("Pod", self.namespace, MANAGED):
                 if (status := self._next(pod)) is not None:
-                    metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+                    metadata = {n: pod["metadata"][n] for n in ("name", "namespace", "uid")}
                     body = {"metadata": metadata, "status": status}
-                    await self.cluster.apply_status("Pod", body)
+                    # It may be gone by now.
+                    with suppress(ClusterError):
+                        await self.cluster.apply_status("Pod", body)
             await asyncio.sleep(0.2)
 
     def _next(self, pod: Body) -> Body | None:

@@ -614,6 +614,26 @@ def test_a_variable_of_the_template_takes_the_place_of_the_installations() -> No
     assert [e for e in container["env"] if e["name"] == "HF_ENDPOINT"] == env
 
 
+def test_trainers_rollouts_and_runners_are_told_where_spans_go_unless_a_template_says_other() -> (
+    None
+):
+    url = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://otel.traces:4318"}
+    here = [{"name": "OTEL_TRACES_SAMPLER", "value": "always_off"}]
+    settings = replace(SETTINGS, telemetry={**url, "OTEL_TRACES_SAMPLER": "always_on"})
+    model = model_of(trainer={"template": {"env": here}})
+    trainer = environment(trainer_statefulset(model, settings, base=BASE, replicas=1))
+    rollout = environment(rollout_deployment(model, settings, base=BASE))
+    runner = environment(runner_job(run_of(), model, settings))
+    assert {name: trainer[name] for name in settings.telemetry} == {
+        **url,
+        "OTEL_TRACES_SAMPLER": "always_off",
+    }
+    for told in (rollout, runner):
+        assert told.items() >= settings.telemetry.items()
+    plain = environment(trainer_statefulset(model_of(), SETTINGS, base=BASE, replicas=1))
+    assert not [name for name in plain if name.startswith("OTEL_")]
+
+
 def test_no_variable_that_a_pod_sets_itself_can_be_given(tmp_path: Path) -> None:
     own = {name for template in templated().values() for name in _names(template)}
     own -= {entry["name"] for entry in TEMPLATE["env"]}

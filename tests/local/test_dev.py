@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 from dev.ports import free_port
 from tests.sampler.tiny import make_model
+from tests.telemetry.collector import Collector, collector
 
 from espalier import Fit, FitConfig, Sampling, Session, TrainingClient
 
@@ -47,6 +48,12 @@ kind: CheckpointHead
 metadata: {name: tiny}
 spec: {modelRef: {name: tiny}, mode: MODE}
 """
+
+
+@pytest.fixture
+def kept() -> Iterator[Collector]:
+    with collector() as made:
+        yield made
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,35 @@ async def seen_in_the_console(access: dict[str, str]) -> None:
     assert [record["reward"] for record in kept["records"]] == [0.0, 1.0]
 
 
+async def in_one_trace(kept: Collector) -> None:
+    """A sample from the gateway to vLLM's own span, gradients to the engine, and a head's move."""
+    about = {"espalier.namespace": "default", "espalier.model": "tiny"}
+    route = "POST /v1/chat/completions"
+    paths = {
+        "llm_request": [
+            ("espalier-sampler", "llm_request"),
+            ("espalier-sampler", route),
+            ("espalier-dev", "POST"),
+            ("espalier-dev", route),
+        ],
+        "engine forward-backward": [
+            ("espalier-trainer", "engine forward-backward"),
+            ("espalier-trainer", "POST /train/forward-backward"),
+            ("espalier-dev", "POST"),
+            ("espalier-dev", "POST /v1/models/{slug}/train/{command}"),
+        ],
+        "POST /espalier/v1/serve": [
+            ("espalier-sampler", "POST /espalier/v1/serve"),
+            ("espalier-dev", "POST"),
+            ("espalier-dev", "reconcile CheckpointHead"),
+        ],
+    }
+    for name, path in paths.items():
+        last = await asyncio.to_thread(kept.named, name)
+        assert about.items() <= last.about.items()
+        assert await asyncio.to_thread(kept.ancestors, last) == path
+
+
 class Dev:
     """A running ``espalier dev`` and what it says."""
 
@@ -104,12 +140,17 @@ class Dev:
 
 @asynccontextmanager
 async def dev(
-    directory: Path, model: Path, port: int, *, image: str = "tiny"
+    directory: Path, model: Path, port: int, *, image: str = "tiny", **environment: str
 ) -> AsyncIterator[Dev]:
     command = ("-m", "espalier.cli.main", "dev", str(directory), "--port", str(port))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command, "--image", f"{image}={model}"),
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            **environment,
+        },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -125,7 +166,7 @@ async def dev(
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
 async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
-    tmp_path: Path,
+    tmp_path: Path, kept: Collector
 ) -> None:
     model, manifests = tmp_path / "model", tmp_path / "manifests"
     make_model(model)
@@ -136,7 +177,7 @@ async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
     small = FitConfig(
         steps=2, learning_rate=1e-2, group=2, tasks_per_step=1, sampling=Sampling(max_tokens=4)
     )
-    async with dev(manifests, model, port) as running:
+    async with dev(manifests, model, port, **kept.environment()) as running:
         found = await running.says(r"ESPALIER_GATEWAY_URL=(\S+) ESPALIER_TOKEN=(\S+)")
         await running.says("TrainingRun tiny: AwaitingClient")
         access = {"base_url": found[1], "token": found[2]}
@@ -153,6 +194,7 @@ async def test_a_tree_grows_is_pinned_by_an_edit_and_goes_on_after_a_restart(
             assert head is not None
             assert head.name == "tiny-000002"
             await seen_in_the_console(access)
+            await in_one_trace(kept)
             pin = "Pin, checkpointRef: {name: tiny-000001}, onPin: Branch"
             (manifests / "head.yaml").write_text(HEAD.replace("MODE", pin))
             await running.says("CheckpointHead tiny: Pinned: pinned to tiny-000001")

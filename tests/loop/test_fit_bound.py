@@ -157,9 +157,13 @@ async def test_a_fit_killed_between_two_minibatches_goes_on_with_the_same_sample
 ) -> None:
     gateway, url = server
     settings = config(steps=4, minibatches=2, epochs=2)
+    # The second step's gradients are refused, which ends the fit.
+    gateway.fail("forward-backward", "", 418)
     async with client(url) as trainer:
-        await Fit(trainer, TASKS, repeat, config(steps=1, minibatches=2, epochs=2)).fit_async()
-        assert gateway.run_step == 1
+        with pytest.raises(RefusedError):
+            await Fit(trainer, TASKS, repeat, settings).fit_async()
+    assert gateway.run_step == 1
+    async with client(url) as trainer:
         await Fit(trainer, TASKS, repeat, settings).fit_async()
     assert len(gateway.samples) == 8
     first, second, *again = gateway.bodies("forward-backward")

@@ -13,15 +13,17 @@ from dev.kueue import queue
 from tests.gitops.repository import EXAMPLE
 from tests.gitops.team import MODEL, RUN, Team, has
 
+from espalier.core.manifests.labels import MANAGED
 from espalier.kube.objects import Body
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(600)]
 
-SHORT = "insufficient unused quota for cpu"
+SHORT = "insufficient"
 
 
-def template(queue_name: str, cpu: str) -> Body:
-    return {"template": {"queueName": queue_name, "resources": {"requests": {"cpu": cpu}}}}
+def template(queue_name: str, cpu: str, priority: str = "") -> Body:
+    given: Body = {"queueName": queue_name, "resources": {"requests": {"cpu": cpu}}}
+    return {"template": given | ({"priorityClassName": priority} if priority else {})}
 
 
 async def declare(team: Team, *files: str, **spec: Any) -> None:
@@ -34,7 +36,8 @@ async def declare(team: Team, *files: str, **spec: Any) -> None:
 
 
 async def make_queue(team: Team, name: str, cpu: str) -> None:
-    await team.kubectl("apply", "-f", "-", stdin=queue(team.namespace, name, cpu=cpu))
+    made = queue(team.namespace, name, cpu=cpu, memory="1Ti")
+    await team.kubectl("apply", "-f", "-", stdin=made)
 
 
 def says(type_: str, reason: str, *words: str) -> Callable[[Body], bool]:
@@ -48,22 +51,28 @@ def says(type_: str, reason: str, *words: str) -> Callable[[Body], bool]:
     return check
 
 
-async def everything(team: Team, cpu: str = "4") -> None:
-    """A model that is served and a run that trains, all in one queue: 1, 2 and 1 cores."""
-    await make_queue(team, "research", cpu)
+async def everything(team: Team, lowly: str = "") -> None:
+    """A model that is served and a run that trains, all in one queue of four cores.
+
+    ``lowly``: what alone is less urgent than the Job that comes.
+    """
+    await team.kubectl("apply", "-f", "-", stdin=json.dumps(_priority("urgent", 1000)))
+    await make_queue(team, "research", "4")
+    cores = {"rollout": "1", "trainer": "2", "runner": "1"}
+    parts = {
+        part: template("research", cpu, "" if part == lowly else "urgent")
+        for part, cpu in cores.items()
+    }
     await declare(
         *(team, "storage.yaml", "model.yaml", "head.yaml", "run.yaml"),
         jobs=template("research", "100m"),
-        rollout=template("research", "1"),
-        trainer=template("research", "2"),
-        runner=template("research", "1"),
+        **parts,
     )
     await team.until("TrainingRun", RUN, has("Ready", "Training"), "the run to train")
 
 
 async def urgent(team: Team, cpu: str) -> None:
     """A Job of more importance in the same queue."""
-    await team.kubectl("apply", "-f", "-", stdin=json.dumps(_priority("urgent", 1000)))
     container = {"name": "main", "image": "x", "resources": {"requests": {"cpu": cpu}}}
     pod = {"restartPolicy": "Never", "priorityClassName": "urgent", "containers": [container]}
     job = {
@@ -121,7 +130,7 @@ async def test_a_model_waits_for_its_queue_and_for_quota_and_says_so_in_kueues_w
 async def test_a_preempted_trainer_goes_on_from_its_last_step(team: Team) -> None:
     # Where nothing could be admitted, if what names another queue were put there.
     await make_queue(team, "default", "0")
-    await everything(team)
+    await everything(team, lowly="trainer")
     await team.advance(2)
     await urgent(team, "2")
     waits = says("Ready", "Queued", "trainer", SHORT)
@@ -138,7 +147,7 @@ async def test_a_preempted_trainer_goes_on_from_its_last_step(team: Team) -> Non
 
 
 async def test_a_preempted_runner_keeps_its_job_and_no_failure_is_counted(team: Team) -> None:
-    await everything(team)
+    await everything(team, lowly="runner")
     job = await team.get("Job", f"{RUN}-runner")
     await urgent(team, "1")
     waits = says("Ready", "Queued", "runner", SHORT)
@@ -162,7 +171,7 @@ async def test_another_queue_or_none_replaces_what_kueue_lets_nobody_change(team
     )
 
     async def moved(queue_name: str) -> bool:
-        pods = await team.cluster.list("Pod", team.namespace)
+        pods = await team.cluster.list("Pod", team.namespace, MANAGED)
         roles = {
             pod["metadata"]["labels"]["espalier.dev/role"]: pod["metadata"]["labels"].get(
                 "kueue.x-k8s.io/queue-name", ""

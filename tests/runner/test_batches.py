@@ -105,7 +105,7 @@ async def test_a_rollback_drops_what_is_left_of_a_batch(bench: Bench) -> None:
     assert bench.gateway.batch is not None
     # The trainer gives nothing back under another term.
     bench.gateway.term, bench.gateway.batch = 2, None
-    bench.gateway.spec |= {"steps": 3}
+    bench.gateway.spec |= {"steps": 4}
     await bench.drive()
     assert len(bench.gateway.samples) == 8
 
@@ -122,10 +122,11 @@ async def test_a_minibatch_without_a_gradient_is_left_out_and_the_next_one_is_tr
     await bench.drive()
     first, second = bench.asked()[:2], bench.asked()[2:4]
     assert trained(bench)[:2] == [first, second]
-    # The step that was taken is the batch's first, and the next one is of another batch.
+    # The step that was taken is the batch's first, and the next one is of another batch, of which
+    # one minibatch is left to train.
     steps = bench.gateway.bodies("optim-step")
     assert [step["metrics"]["batch/steps_before"] for step in steps] == [0, 0]
-    assert len(bench.gateway.samples) == 8
+    assert len(bench.gateway.samples) == 6
 
 
 @pytest.mark.parametrize(("epochs", "anchored"), [(1, [False, True]), (2, [True] * 4)])
@@ -167,7 +168,7 @@ async def test_groups_that_do_not_reach_every_minibatch_are_waited_for(bench: Be
     await bench.drive()
     assert all(len(groups) == 1 and set(groups) <= taught for groups in trained(bench))
     bench.gateway.answer = lambda prompt, index: half_right(prompt, index if prompt == "0=" else 1)
-    bench.gateway.spec |= {"steps": 3}
+    bench.gateway.spec |= {"steps": 4}
     with pytest.raises(UserError, match="minGroups is 1 of each of 2 minibatches"):
         await bench.drive(BRIEF)
 
@@ -216,9 +217,7 @@ async def weights(folder: Path, spec: dict[str, Any], *, killed: bool) -> list[P
 
 
 async def _until_killed(gateway: Passage, url: str, folder: Path) -> None:
-    gateway.spec["steps"] = 1
-    await drive(url, folder / "tasks")
-    gateway.spec["steps"], gateway.refuse_next = 4, "optim-step"
+    gateway.refuse_next, gateway.refuse_after = "optim-step", 1
     with pytest.raises(RefusedError):
         await drive(url, folder / "tasks")
 

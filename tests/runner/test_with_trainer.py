@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from tests.runner.around import surroundings
 from tests.runner.standin import UID, spec
+from tests.telemetry.collector import SOON, collector
 from tests.trainer import tiny
 
 from espalier import identity
@@ -30,6 +31,7 @@ from espalier.runner.loop import Loop
 from espalier.runner.open_rewards import open_rewards
 from espalier.runner.open_taskset import open_taskset
 from espalier.runner.waiting import Waiting
+from espalier.telemetry import spans
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
@@ -48,9 +50,13 @@ class Passage:
     def __init__(self, trainer: str, session: aiohttp.ClientSession) -> None:
         self.spec = spec()
         self.samples: list[str] = []
+        # The headers of samples and commands that say which trace they are of.
+        self.traces: list[str] = []
         # What the model says to a prompt, in place of a digit.
         self.says: Callable[[str, int], str] | None = None
+        # The command that is refused once, after as many of it went through.
         self.refuse_next = ""
+        self.refuse_after = 0
         # What the run binds its client to.
         self.declared: Declared | None = None
         self._trainer = trainer
@@ -71,6 +77,7 @@ class Passage:
     async def _chat(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.samples.append(body["model"])
+        self.traces.append(request.headers.get("traceparent", ""))
         prompt = list(body["messages"][-1]["content"].encode())
         choices = []
         for index in range(body["n"]):
@@ -94,9 +101,13 @@ class Passage:
         if command == "declared":
             bound = self.declared
             return web.json_response({} if bound is None else bound.model_dump(exclude_none=True))
+        if request.method == "POST":
+            self.traces.append(request.headers.get("traceparent", ""))
         if command == self.refuse_next:
-            self.refuse_next = ""
-            return web.json_response({}, status=409)
+            self.refuse_after -= 1
+            if self.refuse_after < 0:
+                self.refuse_next, self.refuse_after = "", 0
+                return web.json_response({}, status=409)
         headers = {h: request.headers[h] for h in (IDEMPOTENCY_KEY, TERM) if h in request.headers}
         if self.declared is not None:
             headers[DECLARED] = self.declared.model_dump_json(exclude_none=True)
@@ -196,6 +207,28 @@ async def test_a_run_leaves_a_checkpoint_a_step_with_metrics_and_rollouts(
         assert [json.loads(line)["tokens"] for line in lines] == [1] * 8
         (step,) = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         assert 0 < step["rollout/reward/mean"] < 1
+
+
+async def test_a_step_is_one_trace_of_its_samples_and_its_commands(
+    passage: tuple[Passage, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway, url = passage
+    gateway.spec["steps"] = 2
+    monkeypatch.setenv(*SOON)
+    with collector() as kept:
+        spans.start(kept.environment(), "espalier-runner", run="run")
+        try:
+            await drive(url, tmp_path / "tasks")
+        finally:
+            spans.stop()
+        steps = [one for one in kept.spans if one.name == "step"]
+    position = [(one.about[spans.STEP], one.about[spans.CHECKPOINT]) for one in steps]
+    assert position == [(1, f"{tiny.MODEL}-000001"), (2, f"{tiny.MODEL}-000002")]
+    assert {one.about[spans.RUN] for one in steps} == {"run"}
+    carried = [header.split("-")[1] for header in gateway.traces]
+    # Two samples, gradients and a step each.
+    assert carried == [one.trace for one in steps for _ in range(4)]
+    assert steps[0].trace != steps[1].trace
 
 
 async def test_a_runner_that_ended_before_its_optimizer_step_leaves_no_gradient_behind(

@@ -82,6 +82,31 @@ def test_a_policy_can_be_made_narrower_and_wider_by_name() -> None:
     assert not reaches(policies, IMPORTER, OUTSIDE, 3129)
 
 
+NAMED = r"namespaceSelector.matchLabels.kubernetes\.io/metadata\.name"
+TRACING = (
+    "tracing.endpoint=http://otel.traces:4318",
+    f"networkPolicy.collectorPeers[0].{NAMED}=traces",
+)
+
+
+def test_spans_reach_their_collector_and_nobody_else_and_only_where_there_is_one() -> None:
+    there, other = End("traces", {"app": "otel"}), End("elsewhere", {"app": "otel"})
+    senders = (OPERATOR, GATEWAY, TRAINER, ROLLOUT, RUNNER)
+    policies = objects(render(*VALUES, *TRACING), "NetworkPolicy").values()
+    for sender in senders:
+        assert reaches(policies, sender, there, 4318)
+        assert not reaches(policies, sender, other, 4318)
+    assert not reaches(policies, TRAINER, there, 443)
+    assert not reaches(policies, COLLECTOR, there, 4318)
+    policies = objects(render(*VALUES), "NetworkPolicy").values()
+    assert not any(reaches(policies, sender, there, 4318) for sender in senders)
+    with pytest.raises(
+        ApiServerError, match=r"name the collector in networkPolicy\.collectorPeers"
+    ):
+        render(*VALUES, TRACING[0])
+    assert render(*VALUES, TRACING[0], "networkPolicy.enabled=false")
+
+
 def test_a_drain_takes_one_pod_at_a_time_and_replicas_are_spread() -> None:
     text = render(*VALUES, "gateway.priorityClassName=serving")
     budgets = objects(text, "PodDisruptionBudget")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from dev.apiserver import ApiServer, ApiServerError
@@ -12,6 +13,7 @@ from kubernetes.aio.client.configuration import Configuration
 from tests.api.test_chart import CHART, IMAGES, helm
 from tests.gateway.conftest import token
 
+from espalier.api.meta import API_VERSION
 from espalier.core.gitowner import GATEWAY_MANAGER, REQUESTED_BY
 from espalier.core.head.editor import editor
 from espalier.gateway.access.auth import Authenticator, User
@@ -30,6 +32,10 @@ SPEC: Body = {
     "source": {"base": {"image": "registry.example/model:1"}},
     "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
 }
+OF_A_TOKEN = (
+    ("authentication.kubernetes.io/credential-id", ("JTI=1",)),
+    ("authentication.kubernetes.io/pod-name", ("p",)),
+)
 KINDS = ("rbac", "ServiceAccount", "ValidatingAdmissionPolicy")
 
 
@@ -69,7 +75,7 @@ async def as_gateway(apiserver: ApiServer, team: str) -> AsyncIterator[Kubernete
 def account(namespace: str, name: str) -> User:
     everybody = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}")
     name = f"system:serviceaccount:{namespace}:{name}"
-    return User(name, (*everybody, "system:authenticated"), uid="1", extra=(("a", ("b",)),))
+    return User(name, (*everybody, "system:authenticated"), uid="1", extra=OF_A_TOKEN)
 
 
 async def forked(cluster: KubernetesCluster, user: User, name: NamespacedName) -> None:
@@ -101,6 +107,20 @@ async def test_a_fork_is_made_by_the_callers_rights_and_not_by_the_gateways(
         assert refused.value.status == 403
     with pytest.raises(ClusterError, match="forbidden"):
         await as_gateway.create("TrainableModel", named(team, "own"))
+
+
+async def test_uid_and_extra_of_the_caller_go_with_it_and_a_key_that_is_not_named_is_refused(
+    as_gateway: KubernetesCluster, team: str
+) -> None:
+    ann = account(team, "ann")
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+    path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+    seen = (await acting_for(as_gateway, ann)._call("POST", path, body=review))["status"]
+    assert (seen["userInfo"]["username"], seen["userInfo"]["uid"]) == (ann.name, "1")
+    assert seen["userInfo"]["extra"] == {key: list(values) for key, values in OF_A_TOKEN}
+    limited = replace(ann, extra=(*OF_A_TOKEN, ("scopes.example", ("read",))))
+    with pytest.raises(RefusalError, match=r"cannot impersonate resource .userextras/scopes.exa"):
+        await forked(as_gateway, limited, NamespacedName(team, "limited"))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +177,31 @@ async def test_a_head_that_was_moved_says_for_whom_until_somebody_else_edits_it(
     by = editor(live["metadata"])
     assert by is not None
     assert (by.manager, by.user) == ("kubectl-patch", "")
+
+
+async def test_a_head_is_created_without_the_name_of_another_but_from_a_backup(
+    apiserver: ApiServer, as_gateway: KubernetesCluster, team: str
+) -> None:
+    await forked(as_gateway, account(team, "ann"), NamespacedName(team, "source"))
+
+    def create(name: str, by: str, *how: str) -> str:
+        meta = {"name": name, "namespace": team, "annotations": {REQUESTED_BY: by}}
+        spec = {"modelRef": {"name": "source"}, "mode": "Track"}
+        head = {"apiVersion": API_VERSION, "kind": "CheckpointHead", "metadata": meta, "spec": spec}
+        try:
+            return apiserver.kubectl("create", "-f", "-", *how, stdin=json.dumps(head))
+        except ApiServerError as error:
+            return str(error)
+
+    ann = account(team, "ann").name
+    as_ann = (f"--as={ann}", "--as-group=system:serviceaccounts", "--dry-run=server")
+    apiserver.wait_for(
+        "the name of another to be refused",
+        lambda: "may not write the name of another" in create("made", "eve", *as_ann),
+    )
+    assert "created" in create("made", ann, *as_ann)
+    # Whoever may act as everybody restores a backup as it was.
+    assert "created" in create("made", "eve")
 
 
 def named(namespace: str, name: str) -> Body:

@@ -13,7 +13,10 @@ import pytest
 from dev.apiserver import ApiServer
 from tests.gateway.hostile import MIB, Hostile, answered, gateway
 
-CONNECTIONS = 500
+from espalier.gateway.access.quotas import Limits
+
+# More than one address may have open.
+CONNECTIONS = 5000
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +59,28 @@ def test_idle_and_half_sent_requests_leave_room_for_others(hostile: Hostile) -> 
     before = hostile.mark()
     halves = (b"", b"POST /v1/compl", b"POST /v1/completions HTTP/1.1\r\nHost: g\r\n")
     with ExitStack() as stack:
+        opened = []
         for number in range(CONNECTIONS):
             one = socket.create_connection(("127.0.0.1", hostile.port), timeout=30)
-            stack.enter_context(one)
+            opened.append(stack.enter_context(one))
             one.sendall(halves[number % len(halves)])
         assert asked(hostile) == 200
-        assert hostile.peak() - before < 64 * MIB
+        assert hostile.peak() - before < 96 * MIB
+        closed = [is_closed(one) for one in opened]
+        # The longest idle ones, and one more for the request that was answered.
+        assert closed == [n <= CONNECTIONS - Limits.connections for n in range(CONNECTIONS)]
     assert asked(hostile) == 200
+
+
+def is_closed(one: socket.socket) -> bool:
+    """Whether the other side has ended a connection."""
+    one.setblocking(False)
+    try:
+        return one.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def test_no_line_of_the_log_can_be_forged(hostile: Hostile) -> None:

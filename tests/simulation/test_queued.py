@@ -98,6 +98,8 @@ def test_a_cluster_without_kueue_starts_nothing_and_says_so() -> None:
             plain, free = specs()
             await w.apply(MODEL, "tiny", plain)
             await w.apply(RUN, "digits", free)
+            # As a Deployment does with pods of another template.
+            await w.kubelet.evict("rollout")
             await w.until(lambda: w.succeeded("digits", 1), "it trains")
 
     run(scenario())

@@ -21,15 +21,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "tinker"
 BASE = "Qwen/Qwen3-8B-Base"
 # One that it takes for a chat model with tools: qwen3_instruct.
 CHAT_BASE = "Qwen/Qwen3-4B-Instruct-2507"
-BASES = (BASE, CHAT_BASE)
-MARKS = ("<|im_start|>", "<|im_end|>")
+# Those that recipes name themselves: who answers in twenty questions, and who labels for prompt
+# distillation.
+NAMED_BASES = ("Qwen/Qwen3.5-9B", "Qwen/Qwen3.6-35B-A3B")
+BASES = (BASE, CHAT_BASE, *NAMED_BASES)
+MARKS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
 QUESTIONS = {"train": 12, "test": 2}
 
 
 def lay_out(home: Path) -> Path:
     """Writes all of it, the data by the example's script; the directory of the base."""
     base = _with_marks(make_model(home / BASE))
-    (home / CHAT_BASE).symlink_to(base)
+    for name in BASES[1:]:
+        (home / name).symlink_to(base)
     write = runpy.run_path(str(EXAMPLES / "data.py"))["write"]
     for split, count in QUESTIONS.items():
         # Sums of 0, 1 and 2.
@@ -43,8 +47,8 @@ def _with_marks(base: Path) -> Path:
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    # What renderers say of tools is 740 tokens of this tokenizer.
-    model.config.max_position_embeddings = 2048
+    # This tokenizer makes a token of nearly each letter; prompt distillation's text has 4,700.
+    model.config.max_position_embeddings = 8192
     tokenizer.save_pretrained(base)
     model.save_pretrained(base)
     return base

@@ -36,9 +36,10 @@ def datum(tokens: list[int], weight: float = 1.0) -> types.Datum:
     )
 
 
-def sample(client: tinker.SamplingClient, **more: Any) -> types.SampleResponse:
-    prompt = types.ModelInput.from_ints(PROMPT)
-    return client.sample(prompt, 2, PARAMS, **more).result()
+def sample(
+    client: tinker.SamplingClient, prompt: list[int] = PROMPT, **more: Any
+) -> types.SampleResponse:
+    return client.sample(types.ModelInput.from_ints(prompt), 2, PARAMS, **more).result()
 
 
 def failure(call: Any) -> dict[str, str]:
@@ -95,20 +96,20 @@ def makes_a_model(given: dict[str, Any]) -> None:
     )
 
 
-def rollouts(found: types.SampleResponse) -> list[types.Datum]:
+def rollouts(found: types.SampleResponse, prompt: list[int] = PROMPT) -> list[types.Datum]:
     """What rl_loop trains on: the samples, the first of which was better than the second."""
     data = []
     for one, advantage in zip(found.sequences, (1.0, -1.0), strict=True):
-        drawn, given = [int(token) for token in one.tokens], len(PROMPT) - 1
+        drawn, given = [int(token) for token in one.tokens], len(prompt) - 1
         length = given + len(drawn)
         inputs = {
-            "target_tokens": ([*PROMPT[1:], *drawn], "int64"),
+            "target_tokens": ([*prompt[1:], *drawn], "int64"),
             "logprobs": ([0.0] * given + [float(value) for value in one.logprobs or []], "float32"),
             "advantages": ([0.0] * given + [advantage] * len(drawn), "float32"),
         }
         data.append(
             types.Datum(
-                model_input=types.ModelInput.from_ints([*PROMPT, *drawn[:-1]]),
+                model_input=types.ModelInput.from_ints([*prompt, *drawn[:-1]]),
                 loss_fn_inputs={
                     name: types.TensorData(data=values[:length], dtype=dtype, shape=[length])
                     for name, (values, dtype) in inputs.items()
@@ -163,6 +164,29 @@ def loops(given: dict[str, Any]) -> None:
         resumed=resumed.model_id,
         forked=resumed.save_weights_for_sampler("three").result().path,
     )
+
+
+def two_steps(given: dict[str, Any]) -> None:
+    """A model made on demand, two steps on what it sampled, and a sample of what was saved."""
+    client = tinker.ServiceClient()
+    training = client.create_lora_training_client(given["base"], rank=4, seed=7).result()
+    tell(model=training.model_id)
+    for _ in range(2):
+        sampler = training.save_weights_and_get_sampling_client().result()
+        found = sample(sampler, prompt=given["prompt"])
+        gradients = training.forward_backward(
+            rollouts(found, prompt=given["prompt"]), "importance_sampling"
+        )
+        training.optim_step(types.AdamParams(learning_rate=0.01, eps=1e-8)).result()
+        scored = [output["logprobs"].data for output in gradients.result().loss_fn_outputs]
+        tell(
+            sampled=[[float(value) for value in one.logprobs or []] for one in found.sequences],
+            scored=[[float(value) for value in one] for one in scored],
+        )
+    state = training.save_state("two").result().path
+    named = training.save_weights_for_sampler("two").result().path
+    saved = client.create_sampling_client(model_path=named).result()
+    tell(paths=[state, named], samples=len(sample(saved, prompt=given["prompt"]).sequences))
 
 
 def keeps(given: dict[str, Any]) -> None:

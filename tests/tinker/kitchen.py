@@ -48,7 +48,11 @@ class Kitchen:
 
     async def cook(self, log: Path, *call: str) -> str:
         """Runs a recipe to its end; what it said."""
-        done = await run(NEWEST, self.variables, *call, f"log_path={log}")
+        return await self.run(*call, f"log_path={log}")
+
+    async def run(self, *call: str) -> str:
+        """Runs a command of the cookbook to its end; what it said."""
+        done = await run(NEWEST, self.variables, *call)
         assert done.code == 0, done.errors[-4000:]
         return done.output + done.errors
 

@@ -128,7 +128,10 @@ ROWS: dict[str, Row] = {
     "RestClient.set_checkpoint_ttl_from_tinker_path": works(""),
     "RestClient.unpublish_checkpoint_from_tinker_path": works("nothing is public"),
     "RestClient.whoami": refused(
-        "RuntimeError", "whoami requires JWT auth", "the SDK reads it from a JWT of the vendor's"
+        "RuntimeError",
+        "whoami requires JWT auth",
+        "the SDK reads a JWT of the vendor's, and asks no server; `espalier keys list` says whose "
+        "a key is",
     ),
     "AdminClient.get_audit_log": refused("NotFoundError", NOT_OFFERED, _USAGE),
     "AdminClient.get_billing_usage": refused("NotFoundError", NOT_OFFERED, _USAGE),

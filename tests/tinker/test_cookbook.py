@@ -28,6 +28,7 @@ SL_LOOP = (
     *("save_every=1", *ADAPTER),
 )
 SL_STEPS = 6
+STAGES = ("sft", "rm", "rl")
 # The cookbook's own data of numbers: no question is read from anywhere.
 MATH = (
     *("-m", f"{RECIPES}.math_rl.train", f"model_name={BASE}", "env=arithmetic", "max_tokens=16"),
@@ -151,9 +152,66 @@ STREAM = Recipe(
     told="env/all/correct",
     steps=3,
 )
+# The model that answers has a base of its own, which the recipe names.
+TWENTY = Recipe(
+    "twenty questions, which another model answers",
+    (
+        *("-m", f"{RECIPES}.multiplayer_rl.twenty_questions.train", f"model_name={BASE}"),
+        *("renderer_name=role_colon", "group_size=2", "batch_size=1", "max_tokens=24"),
+        *("learning_rate=1e-2", "eval_every=0"),
+    ),
+    # The words of the first two batches.
+    says=(" Guess: garden\n\nUser:", " Guess: park\n\nUser:", " yes\n\nUser:"),
+    told="env/all/turns_per_episode",
+)
+ARENA = Recipe(
+    "text arena, noughts and crosses against itself",
+    (
+        *("-m", f"{RECIPES}.multiplayer_rl.text_arena.train", f"model_name={BASE}"),
+        *("renderer_name=role_colon", "batch_size=4", "num_train_datapoints=8", "max_tokens=16"),
+        *("num_test_datapoints=2", "test_opponent=random", "learning_rate=1e-2", "eval_every=0"),
+    ),
+    says=tuple(f" [{square}]\n" for square in range(9)),
+    told="env/all/reward/total",
+)
+RUBRIC = Recipe(
+    "rubric, by which another model grades",
+    (
+        *("-m", f"{RECIPES}.rubric.train", f"model_name={BASE}", "renderer_name=role_colon"),
+        *(f"grader_llm_name={CHAT_BASE}", "grader_renderer_name=qwen3_instruct"),
+        *("train_jsonl_path=rubric/train.jsonl", "test_jsonl_path=rubric/test.jsonl"),
+        *("groups_per_batch=2", "train_group_size=4", "max_tokens=24", "eval_every=0"),
+        *(*ADAPTER, IMPORTANCE),
+    ),
+    says=tuple(f"<score>{score}</score><|im_end|>" for score in (0, 1)),
+    told="env/all/rubric_score",
+)
+CHAT = Recipe(
+    "chat with inline data",
+    (
+        *("-m", f"{RECIPES}.chat_sl.train", f"model_name={BASE}", "batch_size=2"),
+        *("dataset=HuggingFaceH4/no_robots/train.jsonl", "max_length=200", *ADAPTER),
+    ),
+    says=(),
+    told="train_mean_nll",
+)
+TEACHERS = Recipe(
+    "on-policy distillation from two teachers",
+    (
+        *("-m", f"{RECIPES}.distillation.on_policy_multi_teacher", f"model_name={BASE}"),
+        *(f"deepmath_teacher_model={BASE}", f"tulu3_teacher_model={CHAT_BASE}"),
+        *("deepmath_groups_per_batch=1", "tulu3_groups_per_batch=1", "group_size=2"),
+        *("max_tokens=8", "eval_every=0", *ADAPTER),
+    ),
+    says=(" one", " two"),
+    told="teacher_kl",
+)
 EACH = (
-    *(RL_BASIC, SL_BASIC, GUESS, DPO, TOOLS, ASYNC),
-    *(pytest.param(each, marks=pytest.mark.exhaustive) for each in (DISTILLATION, SHORTER, STREAM)),
+    *(RL_BASIC, SL_BASIC, GUESS, DPO, TOOLS, ASYNC, TWENTY),
+    *(
+        pytest.param(each, marks=pytest.mark.exhaustive)
+        for each in (DISTILLATION, SHORTER, STREAM, CHAT, TEACHERS, ARENA, RUBRIC)
+    ),
 )
 
 
@@ -175,6 +233,44 @@ async def test_a_recipe_runs_to_its_end_and_each_of_its_steps_is_a_checkpoint(
     assert len(told) == recipe.steps
     steps = [body["spec"]["step"] for body in kitchen.lineage(final(log))]
     assert steps == list(range(1, recipe.steps + 1))
+
+
+@pytest.mark.exhaustive
+async def test_prompt_distillation_trains_on_what_it_had_labelled(
+    kitchen: Kitchen, tmp_path: Path
+) -> None:
+    # The recipe reads its sentences where a clone of the cookbook has them.
+    sentences = kitchen.home / "tinker_cookbook" / "example_data" / "multilingual.txt"
+    sentences.parent.mkdir(parents=True)
+    sentences.write_text("Good morning, all of you\nGuten Morgen, ihr alle\n" * 2)
+    kitchen.say("Final Answer: en<|im_end|>", "Final Answer: de<|im_end|>")
+    labelled, log = tmp_path / "labelled.jsonl", tmp_path / "log"
+    recipe = f"{RECIPES}.prompt_distillation"
+    await kitchen.run("-m", f"{recipe}.create_data", f"output_file={labelled}")
+    answers = [row["messages"][1]["content"] for row in rows_of(labelled)]
+    assert len(answers) == 4
+    assert set(answers) <= {"en", "de"}
+    model = (f"model_name={BASE}", f"file_path={labelled}", "batch_size=2", "num_epochs=1")
+    await kitchen.cook(log, "-m", f"{recipe}.train", *model, *ADAPTER)
+    assert [body["spec"]["step"] for body in kitchen.lineage(final(log))] == [1, 2]
+
+
+@pytest.mark.exhaustive
+async def test_rlhf_tunes_then_trains_a_preference_model_then_the_policy_from_what_was_tuned(
+    kitchen: Kitchen, tmp_path: Path
+) -> None:
+    kitchen.say(" A\n\nUser:", " B\n\nUser:")
+    await kitchen.run(
+        *("-m", f"{RECIPES}.preference.rlhf.rlhf_pipeline", f"base_model={BASE}"),
+        *("short_name=tiny", "lora_rank=4", "max_length=200", "batch_size=2", "max_steps=1"),
+        *("rl_group_size=2", "rl_max_tokens=8", "eval_every=0"),
+    )
+    logs = {stage: kitchen.home / "tinker-runs" / "rlhf-tiny" / stage for stage in STAGES}
+    tuned, preferred, policy = (kitchen.lineage(final(log)) for log in logs.values())
+    assert [len(line) for line in (tuned, preferred, policy)] == [1, 1, 2]
+    assert policy[0]["metadata"]["name"] == tuned[0]["metadata"]["name"]
+    metrics = rows_of(logs["rl"] / "metrics.jsonl")
+    assert len([row for row in metrics if "env/all/win_minus_loss" in row]) == 1
 
 
 async def test_rl_loop_samples_trains_and_saves(kitchen: Kitchen, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from espalier.api.run.loss import LossName
+from espalier.api.run.loss import BuiltInLoss
 from espalier.trainer.batch import objective
 from espalier.trainer.batch.losses import DEFAULTS, LossSpec, TokenLoss, loss_spec
 from espalier.trainer.problems import CommandError
@@ -145,4 +145,4 @@ def test_an_unknown_loss_parameter_is_named_with_the_known_ones(
 
 
 def test_the_trainer_computes_the_losses_of_the_api() -> None:
-    assert set(DEFAULTS) == set(get_args(LossName))
+    assert set(DEFAULTS) == set(get_args(BuiltInLoss))

@@ -11,6 +11,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire.declared import Declared
+from espalier.api.wire.problem import Problem
 from espalier.trainer.engine import queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
@@ -116,6 +117,42 @@ def test_a_client_that_comes_later_drops_the_batch_that_another_left(
     assert late is not None
     assert (late.status, "AnotherClientTrains" in late.answer) == (409, True)
     assert [record.key.seq for record in engine.state.log.pending()] == [5]
+
+
+def test_a_part_that_another_client_dropped_makes_the_rest_of_its_batch_fail(
+    engine: Engine,
+) -> None:
+    other = f"{MODEL_ID}-2"
+    tinker.accept(engine, *STEP[0])
+    tinker.work(engine)
+    tinker.accept(engine, *tinker.gradients(1, seed=9, model_id=other), model_id=other)
+    tinker.accept(engine, 2, "optim-step", tinker.optim_step(2, model_id=other), model_id=other)
+    tinker.work(engine)
+    stepped = engine.state.position.digest
+    for one in STEP[1:]:
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [2, 3, 4]
+    assert (tinker.status(engine, 4), tinker.reason(engine, 4)) == (409, "BatchBroken")
+    assert engine.state.position.digest == stepped
+    assert engine.state.report().pending == 0
+    tinker.accept(engine, *tinker.gradients(5))
+    tinker.accept(engine, *tinker.step(6))
+    assert tinker.work(engine) == [5, 6]
+    assert tinker.status(engine, 6) == 200
+
+
+def test_a_batch_of_which_a_restart_has_lost_gradients_ends_with_its_step(engine: Engine) -> None:
+    tinker.accept(engine, *STEP[0])
+    tinker.work(engine)
+    engine.state.drop_gradients()
+    lost = Problem(reason="GradientsLost", detail="what was added is gone", remedy="begin again")
+    engine.state.lose(lost, weights=False)
+    for one in (*STEP[1:], tinker.gradients(5), tinker.step(6)):
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [2, 3, 4, 5, 6]
+    assert [tinker.reason(engine, seq) for seq in (2, 3)] == ["GradientsLost"] * 2
+    assert tinker.reason(engine, 4) == "BatchBroken"
+    assert [tinker.status(engine, seq) for seq in (5, 6)] == [200, 200]
 
 
 def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(

@@ -236,7 +236,7 @@ async def test_health_names_a_command_that_is_stuck(
         await service.start(lambda publish: make_engine(volume, policy, publish))
         await assign(client)
 
-        def blocked(_self: Engine, _command: object) -> Answer:
+        def blocked(_self: Engine, *_: object) -> Answer:
             begun.set()
             assert release.wait(60)
             return Answer(200, "{}")

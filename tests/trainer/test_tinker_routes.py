@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from tests.telemetry.collector import SOON, collector
 from tests.tinker.messages import MODEL_ID
 from tests.trainer import tinker, tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, make_engine
 from tests.trainer.tiny import Volume
 
-from espalier.api.wire.headers import IDEMPOTENCY_KEY
+from espalier.api.wire.gradients import ForwardRequest
+from espalier.api.wire.headers import CLIENT, IDEMPOTENCY_KEY
+from espalier.telemetry import spans
 from espalier.tinker import messages_pb2 as pb
+from espalier.trainer.engine.commands import Empty
 from espalier.trainer.http import one_client
 from espalier.trainer.http.service import Service
 from espalier.trainer.policy.policy import Policy
@@ -47,9 +51,9 @@ async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
 
 
 async def send(
-    client: Client, kind: str, seq: int, body: bytes, model_id: str = MODEL_ID
+    client: Client, kind: str, seq: int, body: bytes, model_id: str = MODEL_ID, **more: str
 ) -> tuple[int, dict[str, Any]]:
-    headers = bearer() | {IDEMPOTENCY_KEY: f"{model_id}/{seq}"}
+    headers = bearer() | {IDEMPOTENCY_KEY: f"{model_id}/{seq}"} | more
     answer = await client.post(f"/train/tinker/{kind}", data=body, headers=headers)
     return answer.status, await answer.json()
 
@@ -83,6 +87,28 @@ async def test_a_step_is_accepted_at_once_and_told_as_the_sdk_reads_it(client: C
     assert step.headers["Espalier-Checkpoint"] == "arith-000001"
     assert step.headers["Espalier-Checkpoint-Digest"].startswith("sha256:")
     assert (await told(client, 2))["metrics"] == metrics
+
+
+async def test_a_command_that_waits_for_its_turn_stays_in_the_trace_that_it_came_in(
+    volume: Volume, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*SOON)
+    sent = {
+        2: ("optim-step", tinker.optim_step(2)),
+        1: ("forward-backward", tinker.forward_backward(1, tinker.batch())),
+    }
+    with collector() as kept:
+        spans.start(kept.environment(), "espalier-trainer")
+        try:
+            async with trainer(volume, policy) as client:
+                for seq, (kind, body) in sent.items():
+                    trace = f"00-{seq:032x}-{1:016x}-01"
+                    assert await send(client, kind, seq, body, traceparent=trace) == (202, {})
+                await told(client, 2)
+        finally:
+            spans.stop()
+        traces = [one.trace for one in kept.spans if one.name == "engine tinker"]
+    assert traces == [f"{seq:032x}" for seq in (1, 2)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +169,7 @@ async def test_another_client_is_refused_by_name_until_the_first_has_been_quiet(
         return await send(client, "forward-backward", seq, body, other)
 
     status, problem = await tries(1)
-    assert (status, problem["reason"]) == (422, "AnotherClientTrains")
+    assert (status, problem["reason"]) == (409, "AnotherClientTrains")
     assert MODEL_ID in problem["detail"]
     assert "forks this one" in problem["remedy"]
     # It may read, and its refused number is used up.
@@ -154,7 +180,70 @@ async def test_another_client_is_refused_by_name_until_the_first_has_been_quiet(
     assert await tries(3) == (202, {})
     monkeypatch.undo()
     gradients = tinker.forward_backward(3, tinker.batch())
-    assert (await send(client, "forward-backward", 3, gradients))[0] == 422
+    assert (await send(client, "forward-backward", 3, gradients))[0] == 409
+
+
+async def direct(client: Client, kind: str, body: Any, key: str | None) -> tuple[int, str]:
+    """A command of HUD's client, which has no key, or of ours."""
+    headers = bearer() | ({IDEMPOTENCY_KEY: key} if key else {CLIENT: "unkeyed-ann"})
+    answer = await client.post(f"/train/{kind}", data=body.model_dump_json(), headers=headers)
+    return answer.status, (await answer.json()).get("reason", "")
+
+
+@pytest.mark.parametrize("key", [None, "ours/1"])
+async def test_other_clients_are_refused_while_one_of_tinkers_trains_and_may_then_take_over(
+    client: Client, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    await send(client, "forward-backward", 1, tinker.forward_backward(1, tinker.batch()))
+    for kind, body in (
+        ("forward-backward", tiny.forward_backward()),
+        ("optim-step", tiny.optim_step()),
+        ("zero-grad", Empty()),
+    ):
+        refused = await direct(client, kind, body, key)
+        assert refused == (409, "AnotherClientTrains"), kind
+    forward = ForwardRequest(inputs=tiny.trajectories(), group_size=3)
+    assert await direct(client, "forward", forward, "ours/2" if key else None) == (200, "")
+    assert (await result(client, 1)).status == 200
+
+    monkeypatch.setattr(one_client, "QUIET_SECONDS", 0.0)
+    again = "ours/3" if key else None
+    assert await direct(client, "forward-backward", tiny.forward_backward(), again) == (200, "")
+    monkeypatch.undo()
+    state = await (await client.get("/train/state", headers=bearer())).json()
+    assert state["pending"] == 1, "what Tinker's client left was dropped"
+    status, problem = await send(client, "optim-step", 2, tinker.optim_step(2))
+    assert (status, problem["reason"]) == (409, "AnotherClientTrains")
+
+
+async def test_a_batch_of_another_client_waits_for_its_step_however_quiet_that_is(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await direct(client, "forward-backward", tiny.forward_backward(), "a/1"))[0] == 200
+    gradients = tinker.forward_backward(1, tinker.batch())
+    status, problem = await send(client, "forward-backward", 1, gradients)
+    assert (status, problem["reason"]) == (409, "AnotherClientTrains")
+    monkeypatch.setattr(one_client, "QUIET_SECONDS", 0.0)
+    status, problem = await send(
+        client, "forward-backward", 2, tinker.forward_backward(2, tinker.batch())
+    )
+    assert "its batch waits for a step" in problem["detail"]
+    # Another of its processes goes on: to the trainer they are one client.
+    assert await direct(client, "optim-step", tiny.optim_step(), "b/1") == (200, "")
+    gradients = tinker.forward_backward(3, tinker.batch())
+    assert await send(client, "forward-backward", 3, gradients) == (202, {})
+    assert (await result(client, 3)).status == 200
+    monkeypatch.undo()
+    # The answer that was lost is told, whoever trains now.
+    assert await direct(client, "optim-step", tiny.optim_step(), "b/1") == (200, "")
+
+
+async def test_a_run_that_begins_is_nobodys_yet(client: Client) -> None:
+    await send(client, "forward-backward", 1, tinker.forward_backward(1, tinker.batch()))
+    assert (await result(client, 1)).status == 200
+    next_run = tiny.assignment(term=2, run="default/next").model_dump_json()
+    assert (await client.post("/assign", data=next_run, headers=bearer("operator"))).status == 200
+    assert await direct(client, "forward-backward", tiny.forward_backward(), "a/1") == (200, "")
 
 
 async def test_a_trainer_that_starts_again_goes_on_with_what_was_accepted(

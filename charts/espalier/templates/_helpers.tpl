@@ -100,14 +100,32 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
+{{/* The port of a URL. */}}
+{{- define "espalier.portOf" -}}
+{{- $parsed := urlParse . -}}
+{{- $named := regexFind ":[0-9]+$" $parsed.host | trimPrefix ":" -}}
+{{- int (default (ternary 80 443 (eq $parsed.scheme "http")) $named) -}}
+{{- end }}
+
+{{/* The egress rule of those who send spans; nothing where none are recorded. */}}
+{{- define "espalier.collectorEgress" -}}
+{{- if .Values.tracing.endpoint -}}
+{{- if not .Values.networkPolicy.collectorPeers -}}
+{{- fail "tracing.endpoint is set and network policies are made: name the collector in networkPolicy.collectorPeers, for example [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: observability}}}]" -}}
+{{- end -}}
+- to:
+  {{- toYaml .Values.networkPolicy.collectorPeers | nindent 2 }}
+  ports:
+  - {protocol: TCP, port: {{ include "espalier.portOf" .Values.tracing.endpoint }}}
+{{- end -}}
+{{- end }}
+
 {{/* The ports by which importers reach the hub: 443, and those of its mirror and proxies. */}}
 {{- define "espalier.hubPorts" -}}
 {{- $ports := list 443 -}}
 {{- range $url := list .Values.hub.endpoint .Values.hub.httpProxy .Values.hub.httpsProxy -}}
 {{- if $url -}}
-{{- $parsed := urlParse $url -}}
-{{- $named := regexFind ":[0-9]+$" $parsed.host | trimPrefix ":" -}}
-{{- $ports = append $ports (int (default (ternary 80 443 (eq $parsed.scheme "http")) $named)) -}}
+{{- $ports = append $ports (include "espalier.portOf" $url | int) -}}
 {{- end -}}
 {{- end -}}
 {{- $ports | uniq | toJson -}}
@@ -120,6 +138,20 @@ volumeMounts:
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: OTEL_TRACES_SAMPLER
+  value: {{ .sampler }}
+- name: OTEL_TRACES_SAMPLER_ARG
+  value: {{ .ratio | quote }}
+{{- with .resourceAttributes }}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: {{ $said := list }}{{ range $name, $value := . }}{{ $said = append $said (printf "%s=%s" $name $value) }}{{ end }}{{ join "," $said | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* Whether objects of the Prometheus Operator are made. Takes a list: the root and a name under .Values.monitoring. */}}

@@ -25,6 +25,7 @@ from espalier.client.errors import (
     read_problem,
     refusal,
 )
+from espalier.telemetry import http_client
 
 # Each says: not now. Everything else is an answer.
 RETRIED = frozenset({408, 429, 502, 503, 504, 507, 524})
@@ -94,6 +95,7 @@ class Transport:
             # A proxy on the way may compress, and a little of that can be much.
             auto_decompress=False,
             headers={hdrs.ACCEPT_ENCODING: "identity"},
+            middlewares=http_client.middlewares(),
         )
         return self
 

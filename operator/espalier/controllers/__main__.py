@@ -38,6 +38,8 @@ from espalier.kube.lease import Election, LeadershipLostError
 from espalier.kube.probes import HealthServer
 from espalier.kube.queue import WorkQueue
 from espalier.podclient import pod_session
+from espalier.telemetry import spans
+from espalier.telemetry.settings import passed_on
 
 logger = logging.getLogger("espalier.controllers")
 
@@ -106,6 +108,7 @@ class OperatorProcess:
             rollouts=lambda key, check: RolloutClient(session, key, check),
             importer=lambda key: ImporterClient(session, key),
             now=_now,
+            telemetry=passed_on(os.environ),
         )
         lease = lease_key(self._settings)
         election = Election(cluster, lease, self._settings.identity, clock=_seconds_since_boot)
@@ -181,6 +184,7 @@ def main() -> int:
     _collect_seldom()
     try:
         settings = OperatorSettings.read(os.environ)
+        spans.start(os.environ, "espalier-operator")
     except SettingsError as error:
         logger.error("%s", error)
         return USER_MISTAKE
@@ -195,6 +199,8 @@ def main() -> int:
             raise others from None
         logger.error("%s", expected.exceptions if expected else group)
         return FAULT
+    finally:
+        spans.stop()
     return 0
 
 

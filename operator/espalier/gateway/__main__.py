@@ -30,6 +30,7 @@ from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.app import SERVER, make_app
 from espalier.gateway.certificate import Certificate, CertificateError
 from espalier.gateway.context import GatewayContext
+from espalier.gateway.listener import CountedSite
 from espalier.gateway.settings import GatewaySettings
 from espalier.gateway.world.watch import CHILDREN, WATCHED, WorldWatch
 from espalier.identity import GATEWAY_KEY_SECRET, PRIVATE_KEY_FIELD
@@ -40,6 +41,7 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.objects import ObjectKey
 from espalier.kube.probes import HealthServer
 from espalier.podclient import pod_session
+from espalier.telemetry import spans
 
 KEY_RETRY_SECONDS = 2.0
 # A replaced key is believed for ten minutes longer (core/key_ring.py).
@@ -121,11 +123,11 @@ async def run(settings: GatewaySettings, cluster: KubernetesCluster) -> None:
             **SERVER,
         )
         await runner.setup()
-        await web.TCPSite(runner, port=settings.port, backlog=BACKLOG).start()
+        open_, backlog = context.connections, BACKLOG
+        await CountedSite(runner, open_, settings.port, backlog=backlog).start()
         if certificate is not None:
-            site = web.TCPSite(
-                runner, port=settings.tls_port, backlog=BACKLOG, ssl_context=certificate.context
-            )
+            tls = certificate.context
+            site = CountedSite(runner, open_, settings.tls_port, backlog=backlog, ssl_context=tls)
             await site.start()
         tasks = [
             asyncio.create_task(informer.run(watching, cache, stop, synced, cluster)),
@@ -168,6 +170,7 @@ async def _until_signal(watch: asyncio.Task[None], synced: asyncio.Event) -> Non
 async def main() -> None:
     """Connects and runs."""
     settings = GatewaySettings.read(os.environ)
+    spans.start(os.environ, "espalier-gateway")
     async with (
         await KubernetesCluster.connect() as cluster,
         HealthServer(settings.metrics_port, live={}, ready={}),
@@ -182,3 +185,5 @@ if __name__ == "__main__":
     except (SettingsError, CertificateError) as error:
         _log.error(str(error))
         sys.exit(USER_MISTAKE)
+    finally:
+        spans.stop()

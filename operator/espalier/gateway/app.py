@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -43,6 +42,7 @@ from espalier.gateway.tinker.downloads import TICKET
 from espalier.gateway.tinker.routes import TinkerRoutes
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
+from espalier.telemetry import http_server, spans
 
 PLATFORM = "/v2/"
 # A connection, new or idle, is closed when no whole request head arrives within this time.
@@ -62,7 +62,6 @@ _BEGUN: web.RequestKey[bool] = web.RequestKey("begun", bool)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _QUIET = frozenset({"/healthz", "/readyz"})
 # A client may send any word: each would be a series for good.
 _METHODS = frozenset(hdrs.METH_ALL)
@@ -80,7 +79,9 @@ def make_app(
     """
     watch, auth, cluster = context.watch, context.auth, context.cluster
     admission = Admission(context.budgets.bodies, context.limits.body_percent)
-    app = web.Application(middlewares=[_observe, _refuse, admission.admit])
+    spanned = http_server.middlewares(quiet=_QUIET)
+    in_use = context.connections.in_use
+    app = web.Application(middlewares=[in_use, *spanned, _observe, _refuse, admission.admit])
     app.on_response_prepare.append(_name)
     app[_WATCH] = watch
     callers = Callers(watch, auth, context.offers)
@@ -161,8 +162,9 @@ async def _healthy(_: web.Request) -> web.Response:
 @web.middleware
 async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Gives the request its id, and records its status and duration."""
-    given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    given = request.headers.get(http_server.X_REQUEST_ID, "")
+    request[REQUEST_ID] = http_server.request_id(given) or uuid.uuid4().hex
+    spans.note({spans.REQUEST_ID: request[REQUEST_ID]})
     started = time.perf_counter()
     status = CLIENT_GONE
     try:
@@ -173,13 +175,14 @@ async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse
         if request.path not in _QUIET:
             _record(request, status, time.perf_counter() - started)
             audit.write(request, request[REQUEST_ID], status)
+            spans.note(audit.noted(request))
 
 
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
     """Puts the request's id, which a malformed one has not, into the answer that begins now."""
     request[_BEGUN] = True
     if REQUEST_ID in request:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        response.headers[http_server.X_REQUEST_ID] = request[REQUEST_ID]
 
 
 def _record(request: web.Request, status: int, seconds: float) -> None:
@@ -227,6 +230,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
     request[audit.REASON] = answer.reason
+    spans.note({spans.REASON: answer.reason})
     if _BEGUN in request:
         # A second answer would be read as a part of the first, and an end as the whole of it.
         if request.transport is not None:

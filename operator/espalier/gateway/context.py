@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import aiohttp
 from aiohttp import web
 
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.byte_budget import ByteBudgets
+from espalier.gateway.access.connections import Connections
 from espalier.gateway.access.offers import Offers
 from espalier.gateway.access.pod_tokens import TokenIssuer
 from espalier.gateway.access.quotas import Limits
@@ -48,6 +50,11 @@ class GatewayContext:
     offers: Offers = field(default_factory=Offers)
     budgets: ByteBudgets = field(default_factory=ByteBudgets.of_container)
     limits: Limits = field(default_factory=Limits)
+
+    @cached_property
+    def connections(self) -> Connections:
+        """The connections that its ports have open."""
+        return Connections(self.limits.connections)
 
 
 def requested_slug(request: web.Request) -> str:

@@ -29,7 +29,8 @@ RETRIES = Counter(
 )
 REFUSED = Counter(
     "espalier_gateway_refused_requests",
-    "Requests refused for their form or size or over a quota of their caller, by reason.",
+    "Requests refused for their form or size or over a quota of their caller, and connections over "
+    "the most of their address (TooManyConnections), by reason.",
     ["reason"],
 )
 POD_FAULTS = Counter(

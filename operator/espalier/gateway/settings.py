@@ -64,11 +64,22 @@ class GatewaySettings(EnvironmentSettings):
         validation_alias="ESPALIER_QUOTA_BODY_PERCENT",
         description="the percentage of the room for bodies that a caller may hold, 1 to 100",
     )
+    quota_connections: int = Field(
+        Limits.connections,
+        ge=0,
+        validation_alias="ESPALIER_QUOTA_CONNECTIONS",
+        description="how many connections an address may have open, or 0 for any number",
+    )
 
     @property
     def limits(self) -> Limits:
         """What one caller may take."""
-        return Limits(self.quota_requests, self.quota_tokens_per_minute, self.quota_body_percent)
+        return Limits(
+            self.quota_requests,
+            self.quota_tokens_per_minute,
+            self.quota_body_percent,
+            self.quota_connections,
+        )
 
     @field_validator("namespaces", mode="before")
     @classmethod

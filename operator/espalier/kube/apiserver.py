@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 import aiohttp
 from kubernetes.aio.client.configuration import Configuration
@@ -63,10 +64,23 @@ class KubernetesCluster:
         fenced._before_write = before_write
         return fenced
 
-    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Self:
+    def acting_for(
+        self,
+        user: str,
+        groups: Sequence[str],
+        *,
+        uid: str = "",
+        extra: Extra = (),
+        manager: str,
+    ) -> Self:
         """See Cluster; over the same connections."""
         acting = copy.copy(self)
         headers = [("Impersonate-User", user), *(("Impersonate-Group", name) for name in groups)]
+        if uid:
+            headers.append(("Impersonate-Uid", uid))
+        for key, values in extra:
+            # A key may have a slash, and a header's name has none.
+            headers += [(f"Impersonate-Extra-{quote(key, safe='')}", value) for value in values]
         acting._call = partial(self._transport.call, more_headers=headers)
         acting._manager = manager
         return acting

@@ -112,12 +112,22 @@ class Cluster(Protocol):
     async def replace(self, kind: str, body: Body) -> Body:
         """Replace the object at its ``resourceVersion``; 409 if another writer was faster."""
 
-    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Cluster:
+    def acting_for(
+        self,
+        user: str,
+        groups: Sequence[str],
+        *,
+        uid: str = "",
+        extra: Extra = (),
+        manager: str,
+    ) -> Cluster:
         """This cluster as a user sees it: the API server decides by the user's rights.
 
         Args:
             user: who is impersonated.
             groups: of the user; of a service account the API server knows them.
+            uid: of the user, if known.
+            extra: what else its authenticator said, by which some decide.
             manager: the manager of the fields that are written so.
         """
 

@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from espalier.kube import queue_metrics
 from espalier.kube.cluster import MANAGER, ClusterError
 from espalier.kube.objects import Body
+from espalier.telemetry import spans
 
 REQUEST_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 10
@@ -110,11 +111,13 @@ class ApiServerTransport:
             )
             sent = CIMultiDict([*headers.items(), *more_headers])
             # A body is plain JSON already; the client would walk all of it to convert it.
-            response = await self._client.call_api(
-                method, url, sent, body, _request_timeout=self._timeout
-            )
-            status = response.status
-            text = await response.read()
+            with spans.part(method, {"url.path": path}, kind="client"):
+                response = await self._client.call_api(
+                    method, url, sent, body, _request_timeout=self._timeout
+                )
+                status = response.status
+                text = await response.read()
+                spans.note({"http.response.status_code": status})
         except TimeoutError as error:
             raise ClusterError(
                 0, "Timeout", f"{method} {path}: no answer within {REQUEST_TIMEOUT_SECONDS} s"

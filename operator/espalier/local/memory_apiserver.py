@@ -205,7 +205,15 @@ class MemoryCluster:
 
         self._mutate("delete", key, effect)
 
-    def acting_for(self, user: str, groups: Sequence[str], *, manager: str) -> Self:
+    def acting_for(
+        self,
+        user: str,
+        groups: Sequence[str],
+        *,
+        uid: str = "",
+        extra: Extra = (),
+        manager: str,
+    ) -> Self:
         """See Cluster: there is one user, who may do everything."""
         return self
 

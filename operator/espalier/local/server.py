@@ -22,6 +22,7 @@ from espalier.controllers.peers.trainer_client import TrainerClient
 from espalier.controllers.process.operator import Operator
 from espalier.core.gitowner import APPLIED_FROM
 from espalier.core.manifests.installation import ChildSettings, Images
+from espalier.environment import SettingsError
 from espalier.gateway.access.api_keys import ApiKeys
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.pod_tokens import TokenIssuer
@@ -37,6 +38,7 @@ from espalier.local.layout import NAMESPACE, Layout, StartError
 from espalier.local.manifests import ManifestError, Manifests, fingerprint, read
 from espalier.local.memory_apiserver import MemoryCluster
 from espalier.podclient import pod_session
+from espalier.telemetry import spans
 
 LOOK_SECONDS = 0.5
 # The objects that outlive the process; the rest follows from them and from the volume.
@@ -72,8 +74,15 @@ async def run(options: DevOptions) -> None:
     """
     # Before the state's directory is made: a wrong directory is left as it is.
     read(options.directory, {})
-    with options.layout.claimed():
-        await _run(options)
+    try:
+        spans.start(os.environ, "espalier-dev")
+    except SettingsError as error:
+        raise StartError(str(error)) from error
+    try:
+        with options.layout.claimed():
+            await _run(options)
+    finally:
+        spans.stop()
 
 
 async def _run(options: DevOptions) -> None:

@@ -28,6 +28,7 @@ from prometheus_client import start_http_server
 from espalier.api.exit_codes import TERMINATED, TRY_AGAIN, USER_MISTAKE
 from espalier.api.wire.problem import Problem
 from espalier.client import GatewayClient, GatewayError, Patience
+from espalier.environment import SettingsError
 from espalier.process import configure_logs, leave_problem
 from espalier.runner.custom_loss.declared_loss import open_loss
 from espalier.runner.journal import Journal
@@ -42,6 +43,7 @@ from espalier.runner.run_end import UserError, WaitError
 from espalier.runner.settings import RunnerSettings, read_settings
 from espalier.runner.user_modules import mounted_modules
 from espalier.runner.waiting import Waiting
+from espalier.telemetry import spans
 
 
 def surroundings(settings: RunnerSettings) -> Surroundings:
@@ -89,12 +91,22 @@ def _serve_metrics(port: int) -> None:
         logging.getLogger(__name__).warning("metrics are not served at port %d: %s", port, error)
 
 
+def record_spans(settings: RunnerSettings) -> None:
+    """UserError where the variables are wrong."""
+    about = {"namespace": settings.namespace, "model": settings.model, "run": settings.run}
+    try:
+        spans.start(os.environ, "espalier-runner", **about)
+    except SettingsError as error:
+        raise UserError("InvalidSettings", error.detail, error.remedy) from error
+
+
 def main() -> int:
     """The exit code: 0 done, 64 the user's mistake, 75 to be started again."""
     configure_logs()
     journal = Journal(os.environ.get("ESPALIER_RUN", ""))
     try:
         settings = read_settings(os.environ)
+        record_spans(settings)
         if settings.metrics_port is not None:
             _serve_metrics(settings.metrics_port)
         asyncio.run(_until_terminated(settings, journal))
@@ -119,6 +131,7 @@ def _end(journal: Journal, problem: Problem, code: int) -> int:
 
 if __name__ == "__main__":
     code = main()
+    spans.stop()
     logging.shutdown()
     sys.stdout.flush()
     # Not sys.exit: a tracker's library may wait at the end of Python for a service that hangs, and

@@ -51,6 +51,7 @@ from espalier.runner.run_trackers import RunTrackers
 from espalier.runner.step_time import StepTime, TimedTrainer
 from espalier.runner.task_source import OpenRewards, TaskSource
 from espalier.runner.waiting import Waiting
+from espalier.telemetry import spans
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,8 @@ class Loop:
             await self._evaluations.finish()
             self._journal.event("finished", step=state.run_step)
             return True
-        await self._step(run.spec, state)
+        with spans.span("step", {spans.STEP: state.run_step + 1}):
+            await self._step(run.spec, state)
         return False
 
     async def _ended(self) -> bool:
@@ -219,6 +221,7 @@ class Loop:
         )
         attempt = steps.attempt
         if taken is not None:
+            spans.note({spans.CHECKPOINT: taken.committed.checkpoint_id})
             self._report(taken, state.term)
             step_series.count(taken)
             seen = taken.attempt.metrics | taken.request.metrics
@@ -237,7 +240,8 @@ class Loop:
         groups = sampled(attempt.groups)
         error_budget.check(spec.rollout_errors, groups, state.cursor, state.run_step + 1)
         if attempt.rounds >= self._limits.rounds:
-            raise refusals.without_signal(attempt, spec.group_filter, spec.batch.minibatches)
+            minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
+            raise refusals.without_signal(attempt, spec.group_filter, minibatches)
         seen = figures(attempt, spec.taskset)
         prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)

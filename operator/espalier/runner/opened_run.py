@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from espalier.api.run.loss import CustomRef
 from espalier.api.run.taskset import Taskset
+from espalier.api.run.timeouts import Timeouts
 from espalier.api.trainingrun import TrainingRunSpec
-from espalier.runner.custom_loss.declared_loss import DeclaredLoss
+from espalier.runner.custom_loss.declared_loss import SECONDS, DeclaredLoss
 from espalier.runner.journal import Journal
 from espalier.runner.opened_taskset import OpenedTaskset
 from espalier.runner.scored_by import ScoredBy
@@ -60,10 +62,11 @@ class OpenedRun:
         """The loss that the user wrote; None for a built-in one."""
         ref = spec.loss.custom_ref if spec.loss is not None else None
         if ref is None:
-            self._loss = None
-        elif self._loss is None or self._loss.ref != ref:
+            return None
+        if self._loss is None or self._loss.ref != ref:
             self._loss = self._open_loss(ref)
-        return self._loss
+        seconds = (spec.timeouts or Timeouts()).loss_seconds
+        return replace(self._loss, seconds=seconds or SECONDS)
 
     async def taskset(self, spec: TrainingRunSpec) -> OpenedTaskset:
         """The tasks, and what scores or plays them."""

@@ -29,6 +29,8 @@ from espalier.sampler.kept_rollouts import KeptRollouts
 from espalier.sampler.lora_adapters import AdapterServing
 from espalier.sampler.served import ServeError, Serving
 from espalier.sampler.verified_store import VerifiedCheckpoints
+from espalier.telemetry import asgi, spans
+from espalier.telemetry.settings import spans_endpoint
 
 logger = init_logger("vllm.espalier.serve")
 
@@ -142,3 +144,13 @@ class GuardedControl(guard.Authentication):
     def __init__(self, app: ASGIApp) -> None:
         configuration = settings.SamplerSettings.read(os.environ)
         super().__init__(ControlRoutes(app, configuration), configuration)
+        if spans_endpoint(os.environ):
+            # vLLM has set OpenTelemetry up by now.
+            spans.join()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Guard, in a span of the caller's trace."""
+        if scope["type"] == "http":
+            await asgi.spanned(super().__call__, scope, receive, send, guard.ROUTES)
+        else:
+            await super().__call__(scope, receive, send)

@@ -8,6 +8,8 @@ from typing import Any
 
 from espalier.core import names
 from espalier.sampler.settings import SamplerSettings
+from espalier.telemetry import settings as telemetry
+from espalier.telemetry.spans import MODEL, NAMESPACE
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MAX_SEQUENCES = 64
@@ -150,4 +152,30 @@ def environment(scratch: Path, threads: int | None) -> dict[str, str]:
         # Threads that spin long at barriers while another process has their core are four times
         # slower; threads that sleep at once cost a third on idle cores. About 0.1 ms is between.
         "GOMP_SPINCOUNT": "20000",
+    }
+
+
+def spans_environment(settings: SamplerSettings, given: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which vLLM records spans as our other processes do; raises SettingsError.
+
+    Args:
+        settings: of this sampler.
+        given: the variables that there are.
+    """
+    endpoint = telemetry.spans_endpoint(given)
+    if not endpoint:
+        # vLLM's workers record spans wherever this is set.
+        return {telemetry.TRACES_ENDPOINT: ""} if telemetry.TRACES_ENDPOINT in given else {}
+    about = {NAMESPACE: settings.namespace, MODEL: settings.model}
+    said = telemetry.resource(given, "espalier-sampler", about)
+    listed = (f"{name}={value}" for name, value in said.items())
+    return {
+        telemetry.TRACES_ENDPOINT: endpoint,
+        telemetry.TRACES_PROTOCOL: "http/protobuf",
+        telemetry.RESOURCE_ATTRIBUTES: ",".join(
+            filter(None, [given.get(telemetry.RESOURCE_ATTRIBUTES), *listed])
+        ),
+        # vLLM ends once its last spans are sent: with a collector that is gone that is four times
+        # this, within the pod's grace period.
+        telemetry.TIMEOUT: given.get(telemetry.TIMEOUT, "2"),
     }

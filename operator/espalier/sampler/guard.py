@@ -33,6 +33,7 @@ CALLERS: dict[tuple[str, str], tuple[str, ...]] = {
     ("GET", SERVE): ("operator",),
     ("POST", SERVE): ("operator",),
 }
+ROUTES = frozenset(path for _, path in CALLERS)
 
 
 class Authentication:
@@ -56,6 +57,8 @@ class Authentication:
         if refusal:
             await refusal(scope, receive, send)
             return
+        # vLLM would call its own request so, and end all of one name when a client of one is gone.
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"x-request-id"]
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
@@ -82,7 +85,7 @@ class Authentication:
                 Problem(
                     reason="NoSuchRoute",
                     detail=f"{scope['method']} {scope['path']} is not served here",
-                    remedy="use " + ", ".join(sorted({path for _, path in CALLERS})),
+                    remedy="use " + ", ".join(sorted(ROUTES)),
                 ),
             )
         if caller.subject not in allowed:

@@ -20,6 +20,7 @@ from espalier.environment import SettingsError
 from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_store
 from espalier.sampler.cpu import quick_start
+from espalier.telemetry.settings import TRACES_ENDPOINT
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -38,6 +39,7 @@ def main() -> None:
     """Check the environment and the base, then serve until SIGTERM."""
     try:
         configuration = settings.SamplerSettings.read(os.environ)
+        spans = flags.spans_environment(configuration, os.environ)
         verified_store.verify_base(configuration.base_directory)
     except SettingsError as error:
         _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
@@ -49,11 +51,13 @@ def main() -> None:
     scratch = Path(tempfile.gettempdir())
     _copy_model_cache(scratch / "vllm")
     _write_log_config(scratch / flags.LOG_CONFIG)
-    os.environ.update(flags.environment(scratch, threads))
+    os.environ.update(flags.environment(scratch, threads) | spans)
     fitting = tool_parsers.chosen(
         configuration, config, tool_parsers.chat_template(configuration.base_directory)
     )
     arguments = flags.common_arguments(configuration, secrets.randbits(31)) + fitting.arguments()
+    if endpoint := spans.get(TRACES_ENDPOINT):
+        arguments += ["--otlp-traces-endpoint", endpoint]
     if cpu:
         cache_bytes = flags.kv_cache_bytes(config, configuration, memory_bytes())
         arguments += flags.cpu_arguments(configuration, cache_bytes)

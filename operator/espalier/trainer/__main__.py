@@ -25,6 +25,8 @@ from aiohttp import web
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.environment import SettingsError
+from espalier.telemetry import spans
 from espalier.trainer.compute import gpu_memory
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
@@ -91,6 +93,17 @@ def follow(settings: TrainerSettings, world: World) -> None:
     meeting.follow(make_policy(settings, store, world), control)
 
 
+def record_spans(settings: TrainerSettings, world: World) -> None:
+    """Of rank 0, which answers; UserMistakeError where the variables are wrong."""
+    if world.rank > 0:
+        return
+    about = {"namespace": settings.namespace, "model": settings.model}
+    try:
+        spans.start(os.environ, "espalier-trainer", **about)
+    except SettingsError as error:
+        raise UserMistakeError("InvalidSettings", error.detail, error.remedy) from error
+
+
 async def serve(settings: TrainerSettings, world: World, host: str, port: int) -> None:
     """Serves until SIGTERM or SIGINT; raises what keeps the engine from starting."""
     stop = asyncio.Event()
@@ -128,6 +141,7 @@ def main() -> int:
     process.configure_logs()
     try:
         settings, world = read_settings(os.environ), read_world(os.environ)
+        record_spans(settings, world)
         logger.info("rank %d of %d is process %d", world.rank, world.size, os.getpid())
         if world.rank > 0:
             follow(settings, world)
@@ -146,4 +160,6 @@ if __name__ == "__main__":
     gc.freeze()
     gc.enable()
     # A command still running is not acknowledged, so nothing is lost by not waiting for it.
-    process.end(main())
+    code = main()
+    spans.stop()
+    process.end(code)

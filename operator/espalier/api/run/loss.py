@@ -19,10 +19,11 @@ from espalier.api.meta import (
 Aggregation = Literal["TokenSum", "TokenMean", "SequenceMean", "Constant"]
 RatioAnchor = Literal["Sampler", "Trainer"]
 ImportanceLevel = Literal["Token", "Sequence"]
-LossName = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy", "Custom"]
+BuiltInLoss = Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "cross_entropy"]
+LossName = Literal[BuiltInLoss, "Custom"]
 
 # The losses that multiply an advantage by a ratio; dro squares a distance instead.
-OF_A_RATIO: tuple[LossName, ...] = ("importance_sampling", "ppo", "cispo", "gspo")
+OF_A_RATIO: tuple[BuiltInLoss, ...] = ("importance_sampling", "ppo", "cispo", "gspo")
 
 
 def level_of(name: str, given: ImportanceLevel | None) -> ImportanceLevel:
@@ -48,12 +49,6 @@ class CustomRef(Type):
         "group_idx, logprobs as constants, and under kl.reference reference_logprobs.",
         max_length=64,
         json_schema_extra=explained(FUNCTION_PATTERN, "must be the name of a Python function"),
-    )
-    timeout_seconds: int = Field(
-        default=60,
-        ge=1,
-        le=3600,
-        description="timeoutSeconds is how long the loss of one step and its gradient may take.",
     )
 
 

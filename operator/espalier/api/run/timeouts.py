@@ -8,7 +8,7 @@ from espalier.api.meta import Type, cel
 
 
 class Timeouts(Type):
-    """Bounds in seconds; whatever is unset is bounded by the gateway and the client alone."""
+    """Bounds in seconds; what is unset is bounded by the gateway and the client, a loss by 60 s."""
 
     sample_seconds: int | None = Field(
         default=None,
@@ -31,6 +31,13 @@ class Timeouts(Type):
         le=900,
         description="trainSeconds of one command of the trainer, forward-backward or optimizer "
         "step; then the run ends with TrainTimeout. The client waits for 900 s at most.",
+    )
+    loss_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        description="lossSeconds of the function of loss Custom, for one step; then the run ends "
+        "with LossFailed. 60 if unset.",
     )
     step_seconds: int | None = Field(
         default=None,

@@ -31,6 +31,7 @@ from espalier.kube.cluster import Cluster, ClusterError
 from espalier.kube.events import EventRecorder
 from espalier.kube.objects import Body, ObjectKey
 from espalier.kube.queue import WorkQueue
+from espalier.telemetry import spans
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,10 @@ class Operator:
             await self.context.streams.close()
 
     async def _reconcile(self, key: ObjectKey) -> float | None:
+        with spans.span(f"reconcile {key.kind}", _about(key)):
+            return await self._pass(key)
+
+    async def _pass(self, key: ObjectKey) -> float | None:
         try:
             again = await self._reconcilers[key.kind](key)
             self.refusals.ended(key)
@@ -157,3 +162,7 @@ class Operator:
 
     def _wake_head(self, namespace: str, model: str) -> None:
         self.queue.add(ObjectKey("CheckpointHead", namespace, model))
+
+
+def _about(key: ObjectKey) -> dict[str, str]:
+    return {spans.NAMESPACE: key.namespace, "espalier.kind": key.kind, "espalier.name": key.name}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ Inform = Callable[[Cache, asyncio.Event, asyncio.Event], Awaitable[None]]
 class Ports:
     """The edges of a replica; trainers and rollouts are called with the signer.
 
-    Each port that writes is made with what must be asked before a write.
+    Each port that writes is made with what must be asked before a write. ``telemetry``: variables
+    by which the pods of models record spans.
     """
 
     cluster: Callable[[BeforeWrite], Cluster]
@@ -53,6 +54,7 @@ class Ports:
     rollouts: Callable[[Signer, BeforeWrite], RolloutControl]
     importer: Callable[[Signer], Importer]
     now: Callable[[], str]
+    telemetry: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,6 +125,7 @@ class Replica:
             assigned_ids=self.settings.assigned_ids,
             tmp_size=self.settings.tmp_size,
             copy_size=self.settings.copy_size,
+            telemetry=self.ports.telemetry,
         )
         operator = Operator(
             cluster,

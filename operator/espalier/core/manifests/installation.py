@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from espalier.core.names import RUNNER_ACCOUNT
@@ -50,7 +51,8 @@ class ChildSettings:
     Secrets, in the model's namespace, that every pod pulls with. ``assigned_ids``: the platform
     gives each pod its user and groups, as OpenShift does, and refuses pods that name their own.
     ``tmp_size`` and ``copy_size`` are what a pod's /tmp, and the copy of an image's files, may take
-    of the node's disk; a pod beyond it is evicted.
+    of the node's disk; a pod beyond it is evicted. ``telemetry``: variables by which trainers,
+    rollouts and runners record spans.
     """
 
     images: Images
@@ -62,3 +64,4 @@ class ChildSettings:
     assigned_ids: bool = False
     tmp_size: str = TMP_SIZE
     copy_size: str = COPY_SIZE
+    telemetry: Mapping[str, str] = field(default_factory=dict)

@@ -154,6 +154,7 @@ def model_env(
         POD_UID: PodField("metadata.uid"),
         "ESPALIER_PUBLIC_KEYS": settings.public_keys,
         "ESPALIER_DTYPE": dtype,
+        **settings.telemetry,
     }
 
 

@@ -73,6 +73,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
             "ESPALIER_METRICS_PORT": str(METRICS_PORT),
             **(runner_variables() if images else {}),
             **_keys(run),
+            **settings.telemetry,
         },
         mounts=(
             _token(),

@@ -89,6 +89,7 @@ RESTARTING = ("Starting", CRASH_LOOP)
 # Reasons that say no more than that a pod is on its way; a scheduler's errors pass by themselves.
 ON_ITS_WAY = (None, "PodInitializing", "ContainerCreating")
 PASSING = ("SchedulerError",)
+GATED = "SchedulingGated"
 
 IMAGE_DIGEST = re.compile(r"sha256:[a-f0-9]{64}")
 
@@ -107,7 +108,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     killed, died = endings.killed(body, ended), endings.died(body, ended)
     outlived = _outlived(body, main)
     finished = status.get("phase", "Pending") in ("Succeeded", "Failed")
-    reason, waiting = _waiting(status, main) if not finished and not outlived else ("", "")
+    reason, waiting = _waiting(body, main) if not finished and not outlived else ("", "")
     if killed and reason in RESTARTING:
         reason, waiting = OOM_KILLED, killed
     elif died and reason in RESTARTING:
@@ -246,10 +247,14 @@ def _image(main: Mapping[str, Any]) -> str:
     return digest if IMAGE_DIGEST.fullmatch(digest) else ""
 
 
-def _waiting(status: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str]:
+def _waiting(body: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str]:
     """Reason and text of what the pod waits for."""
+    status = body.get("status", {})
     scheduled = _condition(status, "PodScheduled")
-    if scheduled.get("status") == "False" and scheduled.get("reason") not in PASSING:
+    # The scheduler says so until it has seen that the last gate is gone.
+    gated = body.get("spec", {}).get("schedulingGates")
+    passing = PASSING if gated else (*PASSING, GATED)
+    if scheduled.get("status") == "False" and scheduled.get("reason") not in passing:
         reason = scheduled.get("reason", "Unscheduled")
         return reason, f"{reason}: {scheduled.get('message', '')}"
     for container in [*status.get("initContainerStatuses", []), main]:

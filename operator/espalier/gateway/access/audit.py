@@ -19,12 +19,19 @@ from aiohttp import web
 from espalier.gateway.access.auth import User
 from espalier.gateway.problems import CLIENT_GONE
 from espalier.gateway.world.world import NamespacedName
+from espalier.telemetry import spans
 
 # What is audited. ``Train`` is a step of the optimizer, and every other command that is refused.
 Action = Literal["Sample", "Train", "Fork", "MoveHead", "Evaluate", "Save", "Unsave", "Download"]
 LOGGER = "espalier.audit"
 # Characters of a name that a caller gave, which may be no name at all.
 MOST = 300
+_SPANS = {
+    "TrainableModel": spans.MODEL,
+    "TrainingRun": spans.RUN,
+    "Checkpoint": spans.CHECKPOINT,
+    "CheckpointHead": spans.HEAD,
+}
 
 _log = logging.getLogger(LOGGER)
 
@@ -38,7 +45,8 @@ Method = Callable[Concatenate[S, web.Request, P], Awaitable[R]]
 class Act:
     """What a request does; its handler fills in what it learns.
 
-    ``told``: whether it is written where nothing is refused.
+    ``told``: whether it is written where nothing is refused. ``awaited``: a 408 says that it takes
+    longer, and refuses nothing. ``done_to``: the object of ``target``, once it is known.
     """
 
     action: Action
@@ -46,10 +54,13 @@ class Act:
     before: str = ""
     after: str = ""
     told: bool = True
+    awaited: bool = False
+    done_to: tuple[str, NamespacedName] | None = None
 
     def of(self, kind: str, name: NamespacedName, *, before: str = "", after: str = "") -> None:
         """Says which object it is done to, and what changes of it."""
         self.target, self.before, self.after = f"{kind} {name}", before, after
+        self.done_to = (kind, name)
 
 
 ACT: web.RequestKey[Act] = web.RequestKey("act", Act)
@@ -76,7 +87,10 @@ def audited(action: Action) -> Callable[[Method[S, P, R]], Method[S, P, R]]:
 def write(request: web.Request, request_id: str, status: int) -> None:
     """Writes the line of a request that has ended; nothing for one that is not audited."""
     act = request.get(ACT)
-    if act is None or (status < HTTPStatus.BAD_REQUEST and not act.told):
+    if act is None:
+        return
+    outcome = "Done" if act.awaited and status == HTTPStatus.REQUEST_TIMEOUT else _outcome(status)
+    if outcome == "Done" and not act.told:
         return
     user = request.get(CALLER)
     _log.info(
@@ -90,11 +104,20 @@ def write(request: web.Request, request_id: str, status: int) -> None:
             "target": act.target[:MOST],
             "before": act.before[:MOST],
             "after": act.after[:MOST],
-            "outcome": _outcome(status),
+            "outcome": outcome,
             "reason": request.get(REASON, ""),
             "status": status,
         },
     )
+
+
+def noted(request: web.Request) -> dict[str, str]:
+    """Which object a request is about, for its span."""
+    act = request.get(ACT)
+    if act is None or act.done_to is None:
+        return {}
+    kind, name = act.done_to
+    return {spans.NAMESPACE: name.namespace, _SPANS[kind]: name.name}
 
 
 def _outcome(status: int) -> str:

@@ -21,11 +21,14 @@ def acting_for(cluster: Cluster, user: User) -> Cluster:
     """The cluster as a caller sees it.
 
     The API server adds the groups of a service account itself, which takes no right to impersonate
-    groups. A user's uid and extra are left out, because RBAC does not decide by them.
+    groups. Extra is carried whole, because an authorizer may limit a token by it: without it the
+    caller would be let do more.
     """
     account = user.name.startswith(_ACCOUNT)
     groups = () if account else tuple(name for name in user.groups if name != _EVERYBODY)
-    return cluster.acting_for(user.name, groups, manager=GATEWAY_MANAGER)
+    return cluster.acting_for(
+        user.name, groups, uid=user.uid, extra=user.extra, manager=GATEWAY_MANAGER
+    )
 
 
 def refused(error: ClusterError, user: User, what: str, passing: str) -> RefusalError:
@@ -41,12 +44,17 @@ def refused(error: ClusterError, user: User, what: str, passing: str) -> Refusal
         return RefusalError(
             403,
             "NotImpersonated",
-            f"{what}: the gateway may not write in the name of {user.name}",
-            "Name the user, and its groups, in gateway.impersonation of the chart, or call as a "
-            "service account of a served namespace",
+            f"{what}: the gateway may not write in the name of {user.name}: {_what(error.message)}",
+            "Name the user, its groups, and the keys of its extra in gateway.impersonation of the "
+            "chart, or call as a service account of a served namespace",
         )
     if error.status == HTTP_FORBIDDEN:
         return RefusalError(403, "Forbidden", f"{what}: {error.message}")
     if error.status in (_BAD_REQUEST, HTTP_UNPROCESSABLE):
         return RefusalError(422, error.reason, f"{what}: {error.message}")
     return not_ready(passing, f"{what} was not written: {error.message}")
+
+
+def _what(message: str) -> str:
+    """The part of the API server's refusal that says whom or what may not be impersonated."""
+    return message[message.index("cannot impersonate") :].partition(" in API group")[0]

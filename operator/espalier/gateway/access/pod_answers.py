@@ -6,9 +6,11 @@ from http import HTTPStatus
 
 import aiohttp
 
+from espalier.api.wire.problem import Problem
 from espalier.gateway.access.byte_budget import Hold
-from espalier.gateway.problems import not_ready
+from espalier.gateway.problems import RefusalError, not_ready
 from espalier.podclient import read_answer, too_large
+from espalier.untrusted import read_model
 
 # 16 answers of 16,000 tokens with their log-probs are 30 MB.
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -47,3 +49,15 @@ async def read_held(response: aiohttp.ClientResponse, hold: Hold) -> bytes:
         await hold.take(len(part) * COPIES)
         body += part
     return bytes(body)
+
+
+def refusal(status: int, body: bytes) -> RefusalError:
+    """A pod's refusal as the gateway's own; what may pass is 503, and says when to send it again.
+
+    Raises:
+        UnreadableError: the body is no ``wire.Problem``.
+    """
+    problem = read_model(Problem, body)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return not_ready(problem.reason, problem.detail, problem.remedy)
+    return RefusalError(status, problem.reason, problem.detail, problem.remedy)

@@ -32,12 +32,14 @@ Kind = Literal["sample", "train"]
 class Limits:
     """What a caller may take of a model, 0 for no limit; and of the room for bodies, in percent.
 
-    Tinker's client has up to 2000 samples on their way.
+    Tinker's client has up to 2000 samples on their way, each on a connection of its own;
+    ``connections`` are those of one address, whoever calls from there.
     """
 
     requests: int = 2048
     tokens_per_minute: int = 0
     body_percent: int = 50
+    connections: int = 4096
 
 
 @dataclass

@@ -7,12 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.console import RolloutPage
-from espalier.api.wire.problem import Problem
 from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
 from espalier.core.names import adapter_name
-from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_answers import read_held, refusal
 from espalier.gateway.access.pod_calls import PodCalls
-from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.problems import not_ready
 from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.routing import ROLLOUT, NotReady, resolve
 from espalier.gateway.world.watch import WorldWatch
@@ -60,7 +59,7 @@ class KeptRollouts:
                     text = await read_held(answer, hold)
                     try:
                         if answer.status != 200:
-                            raise _refused(answer.status, read_model(Problem, text))
+                            raise refusal(answer.status, text)
                         read = read_model(_Answer, text)
                     except UnreadableError as error:
                         raise unknown(answer, f"answers with no rollouts: {error}") from error
@@ -87,9 +86,3 @@ class KeptRollouts:
             f"kept rollouts are read by the model's samplers: {waits.message}",
             waits.remedy,
         )
-
-
-def _refused(status: int, problem: Problem) -> RefusalError:
-    if status >= 500:
-        return not_ready(problem.reason, problem.detail, problem.remedy)
-    return RefusalError(status, problem.reason, problem.detail, problem.remedy)

@@ -22,7 +22,7 @@ from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_object
-from espalier.gateway.context import UPSTREAM_SECONDS
+from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS
 from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.traces import NOT_KEPT, TRACE_KEPT, TraceRoutes, trace_of
 from espalier.gateway.problems import RefusalError, not_ready
@@ -37,6 +37,8 @@ from espalier.gateway.world.routing import ROLLOUT, Target
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError, unknown
+from espalier.telemetry import spans
+from espalier.telemetry.http_server import X_REQUEST_ID
 from espalier.untrusted import UnreadableError, read_json
 
 CONNECT_SECONDS = 3.0
@@ -81,6 +83,7 @@ class CompletionRoutes:
         request[ACT].target = asked.reference
         slug, ref, target = await self._targets.locate(user, asked.reference, wait=bool(trace))
         request[ACT].of("TrainableModel", target.model, after=target.checkpoint or BASE)
+        spans.note({spans.CHECKPOINT: target.checkpoint or BASE})
         recorded = bool(trace) and asked.recordable
         keeper = await self._keepers.keeper(user, target.model) if recorded else None
         async with self._quotas.sample(user, target.model) as share:
@@ -154,6 +157,7 @@ class CompletionRoutes:
     ) -> web.StreamResponse:
         headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
+        headers[X_REQUEST_ID] = exchange.request[REQUEST_ID]
         async with self._pods.session.post(
             f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import TRAINER, NamespacedName
 from espalier.podclient import PodFaultError
+from espalier.telemetry import spans
+from espalier.telemetry.http_server import X_REQUEST_ID
 from espalier.untrusted import UnreadableError, read_model
 
 READS = frozenset({"batch", "declared", "losses", "state"})
@@ -60,11 +63,12 @@ READS = frozenset({"batch", "declared", "losses", "state"})
 _ASKED_AGAIN = ("batch", "state")
 PROMOTION_SECONDS = 60.0
 TRAINER_SECONDS = 600.0
+# HUD's client hears nothing for 600 s, gives up, and does not know why.
+ANSWER_SECONDS = 590.0
 CONNECT_SECONDS = 5.0
 # The longest pause between two parts of a body.
 PART_SECONDS = 60.0
 
-_TIMEOUT = aiohttp.ClientTimeout(total=TRAINER_SECONDS, sock_connect=CONNECT_SECONDS)
 # Not its length or encoding: the connection to the trainer frames the body itself, part by part.
 _PASSED_ON = ("Content-Type", IDEMPOTENCY_KEY, TERM)
 _PASSED_BACK = ("Content-Type", "Retry-After", CHECKPOINT_DIGEST, TERM)
@@ -88,16 +92,21 @@ class _CommandAnswer:
 
 @dataclass(frozen=True)
 class _Command:
-    """One request and the trainer that it goes to."""
+    """One request and the trainer that it goes to; ``until`` is when its client gives up."""
 
     request: web.Request
     user: User
     model: NamespacedName
     trainer: PodAddress
+    until: float
 
     @property
     def name(self) -> str:
         return str(self.request.match_info["command"])
+
+    def within(self, seconds: float) -> float:
+        """So many seconds, or those until its client gives up; never 0, which sets no limit."""
+        return max(min(seconds, self.until - time.monotonic()), 0.001)
 
 
 class TrainingRoutes:
@@ -140,18 +149,18 @@ class TrainingRoutes:
             return web.Response(text=bound or _NOTHING, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
-        seconds = HELD_SECONDS if wait else 0.0
-        async with self._quotas.train(user, model, seconds):
-            return await self._command(request, user, model, seconds)
+        began, seconds = time.monotonic(), HELD_SECONDS if wait else 0.0
+        until = began + ANSWER_SECONDS if wait else math.inf
+        # A part of the time for room, so that some is left for a trainer that starts.
+        async with self._quotas.train(user, model, seconds / 2):
+            left = max(began + seconds - time.monotonic(), 0.0)
+            trainer = await self._trainers.ready(model, left)
+            return await self._command(_Command(request, user, model, trainer, until))
 
-    async def _command(
-        self, request: web.Request, user: User, model: NamespacedName, seconds: float
-    ) -> web.Response:
-        command = request.match_info["command"]
-        trainer = await self._trainers.ready(model, seconds)
-        if command in COMMANDS:
+    async def _command(self, sent: _Command) -> web.Response:
+        request, model, trainer = sent.request, sent.model, sent.trainer
+        if sent.name in COMMANDS:
             await self._traces.hand_over(model)
-        sent = _Command(request, user, model, trainer)
         with self._pods.answers.hold() as hold:
             started = time.perf_counter()
             try:
@@ -181,7 +190,7 @@ class TrainingRoutes:
     async def _pass_on(self, command: _Command, hold: Hold) -> _CommandAnswer:
         request, model = command.request, command.model
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
-        headers["X-Request-Id"] = request[REQUEST_ID]
+        headers[X_REQUEST_ID] = request[REQUEST_ID]
         if is_unkeyed(request):
             headers[CLIENT] = client_name(command.user)
         headers |= declared_header(self._watch.world, model)
@@ -189,6 +198,7 @@ class TrainingRoutes:
             model, command.trainer, live_term(self._watch.world, model)
         )
         sent = _Parts(request.content)
+        seconds = command.within(TRAINER_SECONDS)
         try:
             async with self._pods.session.request(
                 request.method,
@@ -196,7 +206,7 @@ class TrainingRoutes:
                 # Streamed: a batch of long rollouts is large, and only the trainer reads it.
                 data=aiter(sent) if request.method == "POST" else None,
                 headers=headers,
-                timeout=_TIMEOUT,
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
             ) as answer:
                 kept = {
                     name: value
@@ -222,7 +232,7 @@ class TrainingRoutes:
             raise RefusalError(
                 504,
                 "TrainerTimeout",
-                f"the trainer of {model} did not answer within {TRAINER_SECONDS:.0f} s",
+                f"the trainer of {model} did not answer within {seconds:.0f} s, and goes on",
                 _SEND_AGAIN,
             ) from error
 
@@ -230,7 +240,7 @@ class TrainingRoutes:
         """Served, Pinned, Gated, or Timeout when none of these came true in time."""
         digest, address = answer.headers.get(CHECKPOINT_DIGEST), command.trainer.address
         try:
-            checkpoint = read_model(OptimStepResult, answer.body).checkpoint_id
+            step = read_model(OptimStepResult, answer.body)
         except UnreadableError as error:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step with no step: {error}"
@@ -239,9 +249,11 @@ class TrainingRoutes:
             raise PodFaultError(
                 "PodAnswerUnknown", address, f"answers optim-step without {CHECKPOINT_DIGEST}"
             )
+        checkpoint = step.checkpoint_id
+        spans.note({spans.STEP: step.step, spans.CHECKPOINT: checkpoint})
         promoted = await self._watch.wait_for(
             lambda world: promotion(world, command.model, checkpoint, digest),
-            PROMOTION_SECONDS,
+            command.within(PROMOTION_SECONDS),
         )
         return promoted or "Timeout"
 

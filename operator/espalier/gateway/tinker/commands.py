@@ -13,9 +13,8 @@ from urllib.parse import quote
 import aiohttp
 
 from espalier.api.wire.headers import IDEMPOTENCY_KEY
-from espalier.api.wire.problem import Problem
 from espalier.gateway.access.auth import User
-from espalier.gateway.access.pod_answers import read_held
+from espalier.gateway.access.pod_answers import read_held, refusal
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.problems import RefusalError, not_ready
@@ -25,8 +24,9 @@ from espalier.gateway.tinker.names import TinkerModel
 from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.turn import live_term
 from espalier.gateway.world.watch import WorldWatch
+from espalier.telemetry import spans
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
-from espalier.untrusted import UnreadableError, read_model
+from espalier.untrusted import UnreadableError
 
 # The client gives up on a submission after 60 s.
 SUBMIT_SECONDS = 40.0
@@ -71,7 +71,9 @@ class Commands:
             RefusalError: the trainer's own, 503 when none took it in time, or 429 of a caller who
                 submits too many at once.
         """
-        async with self._quotas.train(user, model.trained):
+        trained = model.trained
+        spans.note({spans.NAMESPACE: trained.namespace, spans.MODEL: trained.name})
+        async with self._quotas.train(user, trained):
             await self._submit(model, number, kind, body, content_type)
 
     async def _submit(
@@ -84,17 +86,17 @@ class Commands:
             try:
                 answer = await self._send(model, pod, number, kind, body, content_type)
             except (aiohttp.ClientError, TimeoutError) as error:
-                refusal = not_ready(
+                refused = not_ready(
                     "TrainerUnreachable", f"the trainer of {model.trained}: {error}"
                 )
             else:
                 if answer.status < 300:
                     return
-                refusal = _refusal(answer)
-                if answer.status < 500:
-                    raise refusal
+                refused = _refused(answer)
+                if refused.status < 500:
+                    raise refused
             if loop.time() + AGAIN_SECONDS > deadline:
-                raise refusal
+                raise refused
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def result(self, model: TinkerModel, number: int, seconds: float) -> Answer:
@@ -151,11 +153,10 @@ class Commands:
         return Answer(response.status, response.content_type, body)
 
 
-def _refusal(answer: Answer) -> RefusalError:
+def _refused(answer: Answer) -> RefusalError:
     try:
-        problem = read_model(Problem, answer.body)
+        return refusal(answer.status, answer.body)
     except UnreadableError:
         return RefusalError(
             answer.status, "TrainerRefused", f"the trainer answered {answer.status}"
         )
-    return RefusalError(answer.status, problem.reason, problem.detail, problem.remedy)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from espalier.gateway.access.audit import Act
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.rights import SAMPLE, SEE
@@ -33,7 +34,7 @@ from espalier.gateway.tinker.names import (
 from espalier.gateway.tinker.outcomes import Done, Failed, Outcome, Pending
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
-from espalier.gateway.tinker.saves import Saves, is_made
+from espalier.gateway.tinker.saves import Saves, find, is_made
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
@@ -75,30 +76,32 @@ class Results:
         self._samples = samples
         self._saves = saves
 
-    async def outcome(self, user: User, text: str, future: Future) -> Outcome:
-        """What became of it, within HOLD_SECONDS."""
+    async def outcome(self, user: User, text: str, future: Future, act: Act) -> Outcome:
+        """What became of it, within HOLD_SECONDS; the act is told where asking does something."""
         try:
-            return await self._outcome(user, text, future)
+            return await self._outcome(user, text, future, act)
         except PodFaultError as fault:
             # Asked again, the pod would say the same.
             return Failed(refusal_of(self._watch.world, fault).message, "server")
 
-    async def _outcome(self, user: User, text: str, future: Future) -> Outcome:
+    async def _outcome(self, user: User, text: str, future: Future, act: Act) -> Outcome:
         until = asyncio.get_running_loop().time() + HOLD_SECONDS
         match future.kind:
             case "failed":
                 details = future.details
                 return Failed(str(details.get("error")), str(details.get("category")))
             case "sample":
-                return await self._sample(user, text, future, until)
+                return await self._sample(user, text, future, act, until)
             case "create":
                 return await self._created(user, future, until)
             case "train":
                 return await self._trained(user, future, until)
             case "save":
-                return await self._saved(user, text, future, until)
+                return await self._saved(user, text, future, act, until)
 
-    async def _sample(self, user: User, text: str, future: Future, until: float) -> Outcome:
+    async def _sample(
+        self, user: User, text: str, future: Future, act: Act, until: float
+    ) -> Outcome:
         sampler = Sampler.read(future.subject)
         if sampler is None:
             raise unknown("request_id", text)
@@ -107,7 +110,9 @@ class Results:
         )
         if sampling.problem(request):
             raise unknown("request_id", text)
+        act.of("TrainableModel", sampler.model, after=sampler.ref)
         await self._auth.require(user, *SAMPLE, sampler.model)
+        act.told = not self._samples.knows(text)
         try:
             found = await self._samples.result(user, text, sampler, request, _left(until))
         except RefusalError as refusal:
@@ -149,7 +154,9 @@ class Results:
             return answer
         return Done(answer.body if answer.content_type == PROTOBUF else _object(answer))
 
-    async def _saved(self, user: User, text: str, future: Future, until: float) -> Outcome:
+    async def _saved(
+        self, user: User, text: str, future: Future, act: Act, until: float
+    ) -> Outcome:
         answer = await self._answer(user, future, until)
         if not isinstance(answer, Answer):
             return answer
@@ -171,6 +178,8 @@ class Results:
                 "first, or download the base"
             )
         path = WeightsPath(model, kind, asked.path)
+        act.target, act.after = f"model {model}", asked.path
+        before = find(self._watch.world, path)
         if problem := await self._saves.record(
             path,
             checkpoint,
@@ -179,6 +188,8 @@ class Results:
             overwrite=asked.overwrite or asked.type in _PATHS,
         ):
             return Failed(problem)
+        act.before = before.checkpoint if before is not None else ""
+        act.told = before is None or before.checkpoint != checkpoint
         return Done({"path": str(path), "type": asked.type})
 
     async def _ephemeral(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.core.api_keys import SCOPES
+from espalier.gateway.access.audit import ACT, Act
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas
@@ -76,9 +77,13 @@ class TinkerRoutes:
         if future is None:
             raise unknown("request_id", asked.request_id)
         user.require_scope("sample" if future.kind == "sample" else "train")
-        return response(
-            asked.request_id, await self._results.outcome(user, asked.request_id, future)
-        )
+        act = Act("Sample" if future.kind == "sample" else "Save", told=False, awaited=True)
+        if future.kind in ("sample", "save"):
+            # Whoever may do what an id says may write it by hand, so nothing was told of it before.
+            act.target = future.subject
+            request[ACT] = act
+        outcome = await self._results.outcome(user, asked.request_id, future, act)
+        return response(asked.request_id, outcome)
 
     async def others(self, request: web.Request) -> web.Response:
         """Refused by name, for callers: a part of Tinker's service that a cluster has not."""

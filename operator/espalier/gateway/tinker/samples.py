@@ -67,6 +67,10 @@ class Samples:
         self._running: dict[str, _Running] = {}
         self._turns: Counter[NamespacedName] = Counter()
 
+    def knows(self, future: str) -> bool:
+        """Whether a sample is begun already."""
+        return future in self._running
+
     async def result(
         self, user: User, future: str, sampler: Sampler, request: Sample, seconds: float
     ) -> bytes | NotReady | None:

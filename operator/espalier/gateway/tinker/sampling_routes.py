@@ -92,7 +92,8 @@ class SamplingRoutes:
         user = await self._callers.caller(request, "sample")
         await self._callers.require_one_if_any(user)
         asked = await read_body(request, Sample)
-        request[ACT].target = asked.sampling_session_id
+        # Told where it is begun.
+        request[ACT].told, request[ACT].target = False, asked.sampling_session_id
         sampler = await self._readable(user, asked.sampling_session_id, SAMPLE)
         request[ACT].of("TrainableModel", sampler.model, after=sampler.ref)
         if problem := sampling.problem(asked):

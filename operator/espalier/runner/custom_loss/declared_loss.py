@@ -15,12 +15,14 @@ from espalier.runner.scoring import seccomp
 from espalier.runner.user_modules import mounted_modules
 
 ARGUMENTS = ("data", "logprobs")
+# Where timeouts.lossSeconds is unset.
+SECONDS = 60
 # In front of the metrics that the function gives; and the loss itself.
 METRICS = "loss/"
 VALUE = "loss/custom"
 _MEND = "Mend the function in its ConfigMap"
 _REMEDIES: dict[Cause, str] = {
-    "Timeout": f"{_MEND}, raise loss.customRef.timeoutSeconds, or give a step fewer tokens: "
+    "Timeout": f"{_MEND}, raise timeouts.lossSeconds, or give a step fewer tokens: "
     "groupsPerStep, groupSize, sampling.maxTokens",
     "Memory": f"{_MEND}: beside its data it has {MEMORY_BYTES >> 30} GiB; or give a step fewer "
     "tokens: groupsPerStep, groupSize, sampling.maxTokens",
@@ -36,11 +38,13 @@ class DeclaredLoss:
     Attributes:
         ref: of the run.
         source: of the module.
+        seconds: that one call may take.
         command: starts its process.
     """
 
     ref: CustomRef
     source: str
+    seconds: int = SECONDS
     command: Sequence[str] = field(default=COMMAND)
 
     async def differentiate(self, data: Sequence[LossDatum]) -> Weighed:
@@ -54,7 +58,7 @@ class DeclaredLoss:
             source=self.source,
             file=self.ref.key,
             function=self.ref.function,
-            seconds=self.ref.timeout_seconds,
+            seconds=self.seconds,
             data=list(data),
         )
         found = await asked(call, command=self.command)

@@ -23,7 +23,6 @@ from espalier.trainer.engine.commands import (
     Aggregated,
     Answer,
     Command,
-    Empty,
     GradientRequest,
     datum_tensors,
     forward_data,
@@ -37,6 +36,7 @@ from espalier.trainer.problems import CommandError
 from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.command_log import Assigned, Key
+from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
 
 class Engine:
@@ -97,11 +97,17 @@ class Engine:
         if (held := state.held) is not None:
             raise CommandError(409, held.reason, held.detail, held.remedy)
 
-    def execute(self, command: Command) -> Answer:
+    def assigned_run(self) -> str:
+        """The assigned run; empty before the first assignment."""
+        assigned = self.state.assigned
+        return assigned.assignment.run if assigned is not None else ""
+
+    def execute(self, command: Command, admit: Callable[[], None] = lambda: None) -> Answer:
         """Applies a command once; a key that was answered before gets its first answer.
 
         Commands apply in the order they arrive. Within a session the numbers must rise (gaps are
-        allowed: a refused command uses its number up); one that was overtaken is refused.
+        allowed: a refused command uses its number up); one that was overtaken is refused. ``admit``
+        raises CommandError for a new command whose client may not train now.
         """
         self.state.assignment()
         sent = command.sent
@@ -123,6 +129,8 @@ class Engine:
             # again.
             declared.check(sent.declared, sent.request, step=self.state.run_step() + 1)
         self._check_order(command.key)
+        if sent.kind != "forward":
+            admit()
         try:
             answer = self._apply(command)
             problem = self.state.problem
@@ -151,15 +159,24 @@ class Engine:
 
     def _apply(self, command: Command) -> Answer:
         request = command.sent.request
-        if not isinstance(request, Empty):
-            self.state.refuse_lost()
-        if isinstance(request, GradientRequest):
-            return self._gradients(command, request)
         if isinstance(request, OptimStepRequest):
+            self._drop_left()
             return steps.optim_step(self.state, command, request)
+        if isinstance(request, GradientRequest):
+            self._drop_left()
+            self.state.refuse_lost()
+            return self._gradients(command, request)
         if isinstance(request, ForwardRequest):
+            self.state.refuse_lost()
             return self._forward(command, request)
         return self._zero_grad(command)
+
+    def _drop_left(self) -> None:
+        """Drops a batch that a client of Tinker's left: gradients of two clients never add up."""
+        state = self.state
+        pending = state.log.pending() if state.tallies or state.lost else []
+        if any(record.kind == TINKER_GRADIENTS for record in pending):
+            state.drop_batch()
 
     def _gradients(self, command: Command, request: GradientRequest) -> Answer:
         gradients = gradient_command(

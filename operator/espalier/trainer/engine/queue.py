@@ -1,7 +1,8 @@
 """The queue of Tinker's clients: accepted commands, applied in the order of their numbers.
 
 A turn applies one command, or fails it, and logs the answer; a failed one uses up its number too.
-Gradients of two clients never add up: the later one drops what the one before it left behind.
+Gradients of two clients never add up: the later one drops what the one before it left behind. But
+what HUD's clients and ours have added up waits for their step, and is theirs to drop.
 A fault that passes (no assignment yet, a full volume) leaves the command waiting. So does a start,
 until an assignment has come: the volume may be of an earlier time, and what its inbox holds would
 be trained under a term that is long over. After a gradient command that failed, the model's next
@@ -34,7 +35,7 @@ from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
 from espalier.trainer.prometheus import REFUSALS
 from espalier.trainer.volume import tensor_files
-from espalier.trainer.volume.command_log import Key, Loaded, Record
+from espalier.trainer.volume.command_log import CommandLog, Key, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
@@ -157,6 +158,11 @@ def _drop_batch(
     if _others(state, queued):
         state.log.refuse(queued, status, problem.model_dump_json())
         return
+    _settle(state, queued, status, problem)
+
+
+def _settle(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
+    """Fails a step for good: what was accumulated is dropped."""
     state.log.settle(state.begin(queued), status, problem.model_dump_json())
     state.drop_gradients()
 
@@ -178,26 +184,39 @@ def _apply(state: TrainingState, queued: Queued) -> None:
         return
     if queued.term is not None and queued.term != term:
         raise stale_term(queued.term, term)
-    if queued.kind != "load-weights":
-        state.refuse_lost()
     body = state.log.inbox.body(queued)
     if queued.kind == TINKER_GRADIENTS:
         _gradients(state, queued, body)
     elif queued.kind == "optim-step":
-        request = OptimStep.model_validate_json(body).request()
-        _check_declared(state, queued, request)
-        _take_over(state, queued)
-        steps.optim_step(state, queued, request, without_gradient=True)
+        _step(state, queued, OptimStep.model_validate_json(body).request())
     elif queued.kind == "save-weights":
+        state.refuse_lost()
         _save(state, queued, SAVE.validate_json(body))
     else:
         _take_over(state, queued)
         _load(state, queued, LoadWeights.model_validate_json(body))
 
 
+def _step(state: TrainingState, queued: Queued, request: OptimStepRequest) -> None:
+    _check_declared(state, queued, request)
+    _take_over(state, queued)
+    gone = state.log.dropped_since_step(queued.key) if state.tallies else None
+    if gone is None:
+        steps.optim_step(state, queued, request, without_gradient=True)
+        return
+    problem = Problem(
+        reason="BatchBroken",
+        detail=f"the gradients of seq_id {gone.key.seq} of this step were dropped when another "
+        "client trained the model, or its head moved, so nothing was stepped and those of the "
+        "other parts were dropped",
+        remedy="send the whole step again, forward_backward first",
+    )
+    _settle(state, queued, 409, problem)
+
+
 def _others(state: TrainingState, queued: Queued) -> list[Record]:
     """Gradients of other clients that wait for a step."""
-    pending = state.log.pending() if state.tallies else []
+    pending = state.log.pending() if state.tallies or state.lost else []
     return [record for record in pending if record.key.session != queued.key.session]
 
 
@@ -207,17 +226,28 @@ def _take_over(state: TrainingState, queued: Queued) -> None:
     if not others:
         return
     # Whose batch came by another way, or after this command, is at work.
-    if any(not record.body or record.body > queued.file for record in others):
-        raise CommandError(
-            409,
-            "AnotherClientTrains",
-            f"client {others[-1].key.session} trains this model, and its batch waits for a step; "
-            "nothing was applied",
-            "stop one of the two clients (an optim_step or zero_grad of that one ends its batch), "
-            "or fork the model from a saved state",
-        )
-    state.log.drop_pending()
-    state.drop_gradients()
+    for record in others:
+        if not record.body or record.body > queued.file:
+            raise _beside(record)
+    state.drop_batch()
+
+
+def refuse_beside_others(log: CommandLog) -> None:
+    """409 while a batch of a client that is not Tinker's waits for its step."""
+    for record in log.pending():
+        if record.kind != TINKER_GRADIENTS:
+            raise _beside(record)
+
+
+def _beside(record: Record) -> CommandError:
+    return CommandError(
+        409,
+        "AnotherClientTrains",
+        f"client {record.key.session} trains this model, and its batch waits for a step; nothing "
+        "was applied",
+        "stop one of the two clients (an optim_step or zero_grad of that one ends its batch), or "
+        "fork the model from a saved state",
+    )
 
 
 def _check_declared(
@@ -231,10 +261,12 @@ def _check_declared(
 def _gradients(state: TrainingState, queued: Queued, body: bytes) -> None:
     command = explicit_command(state.compute, body)
     _check_declared(state, queued, command.spec)
+    if not command.forward_only:
+        _take_over(state, queued)
+    state.refuse_lost()
     if command.forward_only:
         _forward(state, queued, command)
         return
-    _take_over(state, queued)
     check_aggregation(state, command.aggregation)
     record = state.begin(queued)
     try:

@@ -146,8 +146,9 @@ def _lost_gradients(error: CommandError) -> Problem:
         reason="GradientsLost",
         detail="the gradients that wait for an optimizer step could not be restored after a "
         f"restart: {error.problem.detail}; nothing was stepped",
-        remedy="call zero_grad and begin the step again, as a run with driver Runner does by "
-        f"itself; {error.problem.remedy}",
+        remedy="call zero_grad, or with a client that has none (HUD's, Tinker's) optim_step, which "
+        "fails once and drops the rest; then begin the step again with forward_backward. A run "
+        f"with driver Runner does so by itself; {error.problem.remedy}",
     )
 
 

@@ -229,6 +229,11 @@ class TrainingState:
         prometheus.TOKENS.inc(tally.tokens)
         prometheus.UNIQUE_TOKENS.inc(tally.unique)
 
+    def drop_batch(self) -> None:
+        """Logs that nobody will step on what was accumulated, and forgets it."""
+        self.log.drop_pending()
+        self.drop_gradients()
+
     def drop_gradients(self) -> None:
         """Forgets what was accumulated since the last step."""
         self.compute.drop_gradients()

@@ -31,9 +31,15 @@ def optim_step(
 ) -> Answer:
     """Steps, commits and installs; a failure leaves weights and gradients as they were.
 
+    Where a restart has lost gradients, the step fails and drops the rest of its batch.
+
     ``without_gradient``: a step is taken where the gradient of all tokens is zero, as torch's
     AdamW takes it: with the moments of the steps before.
     """
+    if state.lost is not None and not state.lost.weights:
+        # HUD's and Tinker's clients have no zero_grad: the step that fails is the end of its batch.
+        return _settle(state, state.begin(command), state.lost.problem)
+    state.refuse_lost()
     if not state.tallies:
         raise CommandError(
             409,
@@ -93,9 +99,15 @@ def _refuse(state: TrainingState, record: Record, proposal: Proposal) -> Answer:
         "stepped and the gradients were dropped",
         remedy="lower the learning rate, set optimizer.gradientClipNorm, or check the rewards",
     )
+    answer = _settle(state, record, problem)
+    state.set_problem(problem)
+    return answer
+
+
+def _settle(state: TrainingState, record: Record, problem: Problem) -> Answer:
+    """Refuses a step for good: what was accumulated is dropped."""
     state.log.settle(record, 409, problem.model_dump_json())
     state.drop_gradients()
-    state.set_problem(problem)
     prometheus.REFUSALS.labels(problem.reason).inc()
     return Answer(409, problem.model_dump_json())
 

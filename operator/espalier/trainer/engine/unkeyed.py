@@ -59,13 +59,16 @@ def resent(
     return None
 
 
-def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Answer] | None:
+def execute(
+    engine: Engine, command: Unkeyed, *, waited: bool, admit: Callable[[], None] = lambda: None
+) -> tuple[Key, Answer] | None:
     """Applies a command, or answers it again; call it on the engine's thread.
 
     Args:
         engine: the engine that applies it.
         command: the command.
         waited: whether the time for reports of earlier deliveries has passed.
+        admit: as ``Engine.execute`` takes it.
 
     Returns:
         The command's key and answer; None when it looks like a resend and a report of delivery may
@@ -84,7 +87,7 @@ def execute(engine: Engine, command: Unkeyed, *, waited: bool) -> tuple[Key, Ans
         return None
     latest = engine.state.log.latest(command.client)
     key = again.key if again is not None else Key(command.client, (latest or 0) + 1)
-    answer = engine.execute(Command(key, sent))
+    answer = engine.execute(Command(key, sent), admit)
     return key, answer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from espalier.api.wire.gradients import (
 from espalier.api.wire.headers import CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import Assignment, Usage
+from espalier.telemetry import http_server, spans
 from espalier.trainer import prometheus
 from espalier.trainer.batch.losses import DEFAULTS
 from espalier.trainer.engine import measurements, unkeyed
@@ -37,6 +39,7 @@ from espalier.trainer.http.door import METRICS, Door, Handler, answer_problem, n
 from espalier.trainer.http.feed import CommitFeed, Snapshot
 from espalier.trainer.http.file_routes import FileRoutes
 from espalier.trainer.http.idle_time import Calls
+from espalier.trainer.http.one_client import OTHERS, OneClient
 from espalier.trainer.http.requests import client_of, declared_of, key_of, number, parse
 from espalier.trainer.http.tinker_routes import GAP_SECONDS, TinkerRoutes
 from espalier.trainer.http.watchdog import Watchdog
@@ -73,9 +76,15 @@ class Service:
         self._traces: Traces | None = None
         self._delivered = asyncio.Event()
         self._calls = Calls()
+        self._client = OneClient(time.monotonic)
         self._door = Door(keys, audience, max_body_bytes, self._calls)
         self._tinker = TinkerRoutes(
-            self._ready_engine, self._counted, self._door.body, named_term, gap_seconds
+            self._ready_engine,
+            self._counted,
+            self._door.body,
+            named_term,
+            client=self._client,
+            gap_seconds=gap_seconds,
         )
         self.feed = CommitFeed(asyncio.get_running_loop())
 
@@ -96,7 +105,11 @@ class Service:
     def app(self) -> web.Application:
         """The routes of the architecture page."""
         app = web.Application(
-            middlewares=[self._door.answer_problems, self._door.authenticate],
+            middlewares=[
+                *http_server.middlewares(only_carried_on=True),
+                self._door.answer_problems,
+                self._door.authenticate,
+            ],
             client_max_size=self._max_body_bytes,
         )
         app.router.add_get("/healthz", self._healthz)
@@ -190,20 +203,36 @@ class Service:
                 parsed = await asyncio.to_thread(self._kept().resolve, parsed)
             client = client_of(request)
             sent = Sent(kind, parsed, named_term(request), declared_of(request))
-            if IDEMPOTENCY_KEY not in request.headers and client:
-                return await self._unkeyed(engine, Unkeyed(client, sent))
-            command = Command(key_of(request), sent)
-            return _answer(await self._on_engine(kind, lambda: engine.execute(command)))
+            with self._client.busy(OTHERS):
+                if IDEMPOTENCY_KEY not in request.headers and client:
+                    return await self._unkeyed(engine, Unkeyed(client, sent))
+                work = partial(engine.execute, Command(key_of(request), sent), self._admit)
+                answer = await self._on_engine(kind, work)
+            self._note_position()
+            return _answer(answer)
 
         return handle
+
+    def _admit(self) -> None:
+        """Takes the model for clients that are not Tinker's; 409 where one of those has it."""
+        refused = self._client.claim(OTHERS, self._ready_engine().assigned_run())
+        if refused is not None:
+            raise refused
+
+    def _note_position(self) -> None:
+        """Says in the span of a command where training is after it."""
+        if (state := self.feed.snapshot.state) is not None:
+            spans.note({spans.STEP: state.step, spans.CHECKPOINT: state.checkpoint})
 
     async def _on_engine(self, what: str, work: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         with prometheus.QUEUE.track_inprogress():
-            return await loop.run_in_executor(self._worker, self._watched, what, work)
+            watched = spans.here(partial(self._watched, what, work))
+            return await loop.run_in_executor(self._worker, watched)
 
     def _watched(self, what: str, work: Callable[[], T]) -> T:
-        with prometheus.COMMANDS.labels(what).time():
+        # Without the wait for the thread, which is what the request's own span has beyond it.
+        with spans.part(f"engine {what}"), prometheus.COMMANDS.labels(what).time():
             return self._watchdog.run(what, work)
 
     async def _counted(self, what: str, work: Callable[[], T]) -> T:
@@ -219,9 +248,11 @@ class Service:
             delivered = self._delivered
             waited = loop.time() >= deadline
             done = await self._on_engine(
-                command.sent.kind, partial(unkeyed.execute, engine, command, waited=waited)
+                command.sent.kind,
+                partial(unkeyed.execute, engine, command, waited=waited, admit=self._admit),
             )
             if done is not None:
+                self._note_position()
                 key, answer = done
                 response = _answer(answer)
                 response.headers[IDEMPOTENCY_KEY] = f"{key.session}/{key.seq}"

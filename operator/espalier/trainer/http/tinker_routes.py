@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast, get_args
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from espalier.api.wire.headers import CHECKPOINT, CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
 from espalier.api.wire.problem import Problem
 from espalier.core.idempotency import read_key
+from espalier.telemetry import spans
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.tinker.results import PROTOBUF, Category, Failed
@@ -41,6 +43,7 @@ MAX_WAIT_SECONDS = 30.0
 AGAIN_SECONDS = 2.0
 # The SDK sends a submission again for 5 minutes; after that it does not come.
 GAP_SECONDS = 330.0
+TRACES_MOST = 4096
 
 T = TypeVar("T")
 _KINDS: dict[CommandKind, Kind] = {
@@ -72,6 +75,8 @@ class TinkerRoutes:
         on_engine: OnEngine,
         body: Callable[[web.Request], Awaitable[bytes]],
         term: Callable[[web.Request], int | None],
+        *,
+        client: OneClient,
         gap_seconds: float = GAP_SECONDS,
     ) -> None:
         self._engine = engine
@@ -82,7 +87,9 @@ class TinkerRoutes:
         self._arrived = asyncio.Event()
         self._answers: dict[Key, asyncio.Event] = {}
         self._last: dict[str, float] = {}
-        self._client = OneClient(time.monotonic)
+        # The traces that commands which wait came in; forgotten with the process.
+        self._traces: dict[Key, Context] = {}
+        self._client = client
         self._held_up: Problem | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -123,9 +130,12 @@ class TinkerRoutes:
         log, limits = engine.state.log, engine.state.compute.limits
         refused, trains = await asyncio.to_thread(_checked, log, limits, arrival)
         if trains and refused is None:
-            refused = self._client.refusal(key.session)
-            if refused is None:
-                self._client.take(key.session)
+            refused = self._client.claim(key.session, engine.assigned_run())
+        if spans.recording():
+            self._traces[key] = copy_context()
+            if len(self._traces) > TRACES_MOST:
+                # Of one that was sent again after its answer.
+                del self._traces[next(iter(self._traces))]
         await asyncio.to_thread(_keep, log, arrival, refused)
         self._last[key.session] = time.monotonic()
         self.wake()
@@ -137,7 +147,7 @@ class TinkerRoutes:
         engine = self._engine()
         key = _key(f"{request.match_info['model']}/{request.match_info['seq']}")
         wait = min(number(request, "wait", 0), MAX_WAIT_SECONDS)
-        with self._client.polls(key.session):
+        with self._client.busy(key.session):
             return await self._answered(engine, key, wait)
 
     async def _answered(self, engine: Engine, key: Key, wait: float) -> web.Response:
@@ -171,11 +181,12 @@ class TinkerRoutes:
         engine = self._engine()
         while True:
             self._arrived.clear()
+            began = time.time_ns()
             try:
                 turn = await self._on_engine("tinker", lambda: queue.take_turn(engine))
                 self._held_up = turn.held_up
                 if turn.answered is not None:
-                    self._tell(turn.answered)
+                    self._tell(turn.answered, began)
                     continue
                 wait = AGAIN_SECONDS if turn.held_up is not None else await self._gaps(engine)
             except Exception:
@@ -201,8 +212,11 @@ class TinkerRoutes:
                 self._tell(key)
         return wait
 
-    def _tell(self, key: Key) -> None:
-        """Wakes those who wait for a command's result."""
+    def _tell(self, key: Key, began: int | None = None) -> None:
+        """Wakes those who wait for a command's result, on which work began at a time in ns."""
+        trace = self._traces.pop(key, None)
+        if trace is not None and began is not None:
+            trace.run(spans.past, "engine tinker", began)
         answered = self._answers.pop(key, None)
         if answered is not None:
             answered.set()
@@ -227,7 +241,10 @@ def _checked(log: CommandLog, limits: Limits, arrival: Arrival) -> tuple[Command
     """Why a command cannot be applied, and whether it trains; one that is known has no effect."""
     known = log.inbox.find(arrival.key) is not None or log.find(arrival.key) is not None
     try:
-        return None, _trains(limits, arrival) and not known
+        trains = _trains(limits, arrival) and not known
+        if trains:
+            queue.refuse_beside_others(log)
+        return None, trains
     except CommandError as error:
         return error, False
 

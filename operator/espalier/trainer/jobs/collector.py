@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espalier.core.volume import is_digest
-from espalier.process import configure_logs, end_when_asked, leave_message
+from espalier.process import configure_logs, leave_message
+from espalier.termination import end_on_sigterm
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.log_admin import forget, resumes_from
 
@@ -76,5 +77,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     configure_logs()
-    end_when_asked()
+    end_on_sigterm()
     raise SystemExit(main())

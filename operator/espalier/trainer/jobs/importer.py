@@ -21,6 +21,7 @@ from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.model.adapter import Adapter
 from espalier.api.source import Resolved
 from espalier.api.wire.problem import Problem
+from espalier.termination import end_on_sigterm
 from espalier.trainer.jobs.import_progress import Progress, served
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
@@ -259,5 +260,5 @@ def _downloaded(
 
 if __name__ == "__main__":
     process.configure_logs()
-    process.end_when_asked()
+    end_on_sigterm()
     raise SystemExit(main())

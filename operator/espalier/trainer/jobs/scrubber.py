@@ -24,7 +24,8 @@ from espalier.core.checkpoints.scrub_report import (
     key_of,
 )
 from espalier.core.volume import Kind
-from espalier.process import configure_logs, end_when_asked, leave_message
+from espalier.process import configure_logs, leave_message
+from espalier.termination import end_on_sigterm
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 
 _CHUNK = 1 << 20
@@ -135,5 +136,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     configure_logs()
-    end_when_asked()
+    end_on_sigterm()
     raise SystemExit(main())

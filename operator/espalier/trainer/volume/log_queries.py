@@ -16,6 +16,11 @@ from espalier.trainer.volume.log_records import (
     Record,
 )
 
+# Of a Tinker model before a number: what ended the batch before.
+_LAST_STEP = (
+    "COALESCE((SELECT MAX(seq) FROM commands WHERE session = ? AND seq < ? AND kind IN "
+    "('optim-step', 'load-weights') AND status IS NOT NULL), 0)"
+)
 _COLUMNS = "number, session, seq, kind, digest, status, answer, checkpoint, cuts, body"
 
 
@@ -96,13 +101,25 @@ class LogQueries:
         failure drops what was accumulated.
         """
         found = self._records(
-            "session = ? AND seq < ? AND status >= 400 AND kind IN (?, ?) AND seq > "
-            "COALESCE((SELECT MAX(seq) FROM commands WHERE session = ? AND seq < ? AND kind IN "
-            "('optim-step', 'load-weights') AND status IS NOT NULL), 0)",
+            f"session = ? AND seq < ? AND status >= 400 AND kind IN (?, ?) AND seq > {_LAST_STEP}",
             key.session,
             key.seq,
             TINKER_GRADIENTS,
             GAP,
+            key.session,
+            key.seq,
+        )
+        return found[0] if found else None
+
+    def dropped_since_step(self, key: Key) -> Record | None:
+        """The first gradients of a Tinker model before ``key`` that no step has taken, or will."""
+        found = self._records(
+            # Of a forward nothing is cut.
+            "session = ? AND seq < ? AND kind = ? AND status = 200 AND cuts <> '' AND pending = 0 "
+            f"AND seq > {_LAST_STEP}",
+            key.session,
+            key.seq,
+            TINKER_GRADIENTS,
             key.session,
             key.seq,
         )

@@ -8,6 +8,12 @@ _BUILT_IN = "!has(self.loss) || self.loss.name != 'Custom'"
 
 CUSTOM_LOSS: tuple[Rule, ...] = (
     (
+        "!has(self.timeouts) || !has(self.timeouts.lossSeconds)"
+        " || (has(self.loss) && self.loss.name == 'Custom')",
+        "timeouts.lossSeconds belongs to loss Custom: remove it",
+        ".timeouts.lossSeconds",
+    ),
+    (
         f"{_BUILT_IN} || self.driver == 'Runner'",
         "loss Custom belongs to driver Runner: remove loss, and let the client's script "
         "call forward_backward_custom",
