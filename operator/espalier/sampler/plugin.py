@@ -17,7 +17,7 @@ def register() -> None:
     from vllm.lora.resolver import LoRAResolverRegistry  # noqa: PLC0415
     from vllm.platforms import current_platform  # noqa: PLC0415
 
-    from espalier.sampler import settings, verified_load  # noqa: PLC0415
+    from espalier.sampler import settings  # noqa: PLC0415
     from espalier.sampler.resolver import StoreResolver  # noqa: PLC0415
     from espalier.sampler.verified_store import AdapterStore  # noqa: PLC0415
 
@@ -28,7 +28,6 @@ def register() -> None:
         prompt_logprobs.install()
     if configuration.adapter_type == "Full":
         return
-    verified_load.install()
     if current_platform.is_cpu():
         from espalier.sampler.cpu import lora_ops  # noqa: PLC0415
 

@@ -6,13 +6,12 @@ must hash to the directory's name, and each file that vLLM reads to its manifest
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from espalier.api.wire.problem import Problem
 from espalier.core import names
@@ -35,7 +34,6 @@ ADAPTER_NAME = re.compile(
 )
 # Files hashed at the same time: one takes a core, and a volume seldom feeds more.
 HASHED_AT_ONCE = 4
-_CHUNK = 1 << 20
 # The files of a checkpoint that vLLM reads; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -199,13 +197,8 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
-def verify_file(
-    directory: Path, name: str, manifest: dict[str, Any], into: BinaryIO | None = None
-) -> None:
-    """Raise StoreError unless the file is the one that the manifest lists.
-
-    Given ``into``, what is hashed is copied there.
-    """
+def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
+    """Raise StoreError unless the file is the one that the manifest lists."""
     entry = manifest.get("files", {}).get(name)
     if entry is None:
         raise StoreError(
@@ -215,7 +208,7 @@ def verify_file(
         )
     try:
         with (directory / name).open("rb") as file:
-            found = sha256_of(file) if into is None else _copied(file, into)
+            found = sha256_of(file)
     except OSError as error:
         raise StoreError(
             "Unreadable",
@@ -228,15 +221,6 @@ def verify_file(
             f"{name} of {directory.name} does not match its manifest",
             "restore the file from a copy, or delete the directory and import or train it again",
         )
-
-
-def _copied(file: BinaryIO, into: BinaryIO) -> str:
-    """The hexadecimal SHA-256 of what was copied."""
-    found = hashlib.sha256()
-    while chunk := file.read(_CHUNK):
-        found.update(chunk)
-        into.write(chunk)
-    return found.hexdigest()
 
 
 def verify_base(directory: Path) -> None:
