@@ -93,10 +93,10 @@ docs: docs-pages ## build the documentation as a site into out/docs, with its li
 krew: env ## the plugin of kubectl as krew installs it: archives and manifest (URL=where they will be published)
 	@dev/krew.sh $(URL)
 
-release: env ## all files of a release into out/release (VERSION=x.y.z; IMAGES, ESPALIER_REGISTRY, URL: dev/release.sh)
+release: env ## all files of a release into out/release (VERSION=x.y.z URL=where they will be; more: dev/release.sh)
 	@dev/release.sh build $(VERSION)
 
-release-check: env ## build a release twice, and say what differs (VERSION=x.y.z, IMAGES=operator for one image)
+release-check: env ## build a release twice, and say what differs (VERSION and URL as above, IMAGES=operator for one image)
 	@dev/release.sh check $(VERSION)
 
 constraints: ## pin the newest versions that resolve together, with the hashes of their files

@@ -59,6 +59,11 @@ need_root() {
   [ "$(id -u)" = 0 ] || die "$1 needs root: run this command with sudo -E, or use a machine with a Docker engine."
 }
 
+# Without a default: a manifest of krew that names no real place would look like one that does.
+need_url() {
+  [[ $1 =~ ^https://[^/]+ ]] || die "URL is '$1': give URL=https://…, where the plugin's archives will be, as URL/vVERSION/ARCHIVE."
+}
+
 # apt_ensure PACKAGE...: installs those that are missing; without root, says which.
 apt_ensure() {
   local missing=() package

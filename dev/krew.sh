@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# krew.sh [BASE_URL]: the plugin of kubectl as krew installs it, under out/krew ($OUT): an archive with all packages for each
+# krew.sh BASE_URL: the plugin of kubectl as krew installs it, under out/krew ($OUT): an archive with all packages for each
 # of $PLATFORMS and $PYTHONS, and the manifest that names them. BASE_URL is where the archives will be published.
 #   kubectl krew install --manifest out/krew/espalier.yaml --archive out/krew/espalier-0.1.0-linux-amd64.tar.gz
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
-url=${1:-https://example.com/espalier}
+url=${1:-}
+need_url "$url"
 read -ra pythons <<<"${PYTHONS:-3.11 3.12 3.13}"
 read -ra platforms <<<"${PLATFORMS:-linux/amd64}"
 declare -A targets=([linux/amd64]=x86_64-manylinux_2_28 [linux/arm64]=aarch64-manylinux_2_28
@@ -46,7 +47,7 @@ packages() {
 
 mkdir -p "$out"
 abis=$(printf 'cp%s ' "${pythons[@]//./}")
-sed -e "s|VERSION|v$version|; s|HOMEPAGE|$url|; s|PYTHONS|$(echo "${pythons[*]}" | sed 's/ /, /g')|; /^#/d" \
+sed -e "s|VERSION|v$version|; s|HOMEPAGE|${url%/releases/download}|; s|PYTHONS|$(echo "${pythons[*]}" | sed 's/ /, /g')|; /^#/d" \
   "$root/packaging/krew/espalier.yaml" >"$out/.espalier.yaml"
 for platform in "${platforms[@]}"; do
   target=${targets[$platform]:?no such platform: $platform}

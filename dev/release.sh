@@ -5,7 +5,8 @@
 #   dev/release.sh check VERSION   twice, each with caches of its own, and says which files differ and in what
 #   dev/release.sh push VERSION    copies the images that were built, and the chart, to ESPALIER_REGISTRY: the same bytes
 # ESPALIER_REGISTRY  where the images will be: written into the chart (without it, the chart names digests alone)
-# URL                where the plugin's archives will be: written into krew's manifest
+# URL                where the plugin's archives will be (https://…): written into krew's manifest
+# UNRELEASED=yes     takes the section "Unreleased (VERSION)" of the changelog, to try a release before it is one; `check` does
 # IMAGES             the images to build; all that the chart names by default
 # FORM=gpu           as in dev/image.sh
 # Two builds of one commit give the same sums: everything is dated to the commit, sorted, and owned by nobody.
@@ -26,7 +27,8 @@ preflight() {
   chart=$(sed -n 's/^\(version\|appVersion\): //p' "$root/charts/espalier/Chart.yaml" | sort -u)
   [ "$version" = "$told" ] || die "VERSION is '$version', and pyproject.toml says $told: give VERSION=$told, or change it there and in charts/espalier/Chart.yaml."
   [ "$version" = "$chart" ] || die "VERSION is '$version', and charts/espalier/Chart.yaml says ${chart//$'\n'/ and }: set version and appVersion there to it."
-  [ -n "$(changelog)" ] || die "CHANGELOG.md has no section of $version: write '## $version' over what it changes."
+  [ -n "$(changelog)" ] || die "CHANGELOG.md has no section of $version: write '## $version' over what it changes, in place of 'Unreleased'."
+  need_url "${URL:-}"
   [ -z "$(git -C "$root" status --porcelain)" ] ||
     die "the checkout has changes that no commit has: commit or stash them, 'git status' lists them."
   need_root "building images"
@@ -34,7 +36,8 @@ preflight() {
 
 # The section of the changelog, without its title.
 changelog() {
-  awk -v version="$version" '/^## / { inside = ($2 == version || index($0, "(" version ")")); next } inside' "$root/CHANGELOG.md"
+  awk -v version="$version" -v early="${UNRELEASED:-no}" \
+    '/^## / { inside = $2 == version || (early == "yes" && $2 == "Unreleased" && $3 == "(" version ")"); next } inside' "$root/CHANGELOG.md"
 }
 
 # packed ARCHIVE DIRECTORY: a tar whose bytes follow from what the directory holds.
@@ -73,7 +76,7 @@ build() {
   "$root/dev/image.sh" archive "$work/images" "${images[@]}" >"$work/built"
   while read -r name reference digest; do image "$name" "$reference" "$digest" </dev/null; done <"$work/built"
   chart
-  OUT=$work/krew "$root/dev/krew.sh" ${URL:+"$URL"}
+  OUT=$work/krew "$root/dev/krew.sh" "$URL"
   mv "$work/krew/espalier.yaml" "$out/kubectl-espalier-krew.yaml"
   mv "$work"/krew/*.tar.gz "$out/"
   changelog >"$out/CHANGELOG-$version.md"
@@ -107,6 +110,7 @@ discard() {
 
 check() {
   local turn place
+  export UNRELEASED=yes
   preflight
   mkdir -p "$cache/debs"
   for turn in 1 2; do
@@ -116,7 +120,7 @@ check() {
     # Downloads are the same whoever keeps them; nothing that was built or compiled is.
     ln -s "$bin" "$place/bin"
     ln -s "$cache/debs" "$place/debs"
-    OUT=$out-$turn ESPALIER_CACHE=$place UV_CACHE_DIR=$place/uv-cache "$0" build "$version"
+    OUT=$out-$turn ESPALIER_CACHE=$place UV_NO_CACHE=1 "$0" build "$version"
     discard "$place"
   done
   differences "$out-1" "$out-2" >"$out-differences.txt"

@@ -6,6 +6,10 @@ set -eu
 cd /run/dependencies
 . ./environment
 export UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_CACHE_DIR=/run/uv-cache
+# What builds from source leaves locks behind, named after a path that is another each time.
+TMPDIR=$(mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 ./uv venv -q --python /usr/bin/python3 /opt/venv
 # Compiled once here: the image is read-only where it runs, and vLLM's processes each import all of it. Files are dated
 # anew when the image is made, so that compiled ones must not be compared with their source by date. Nothing of this

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from dev.bom.document import Image, document
 from dev.bom.licences import problem_of
-from dev.bom.packages import debian_packages, python_packages, read_hashes
+from dev.bom.packages import debian_packages, npm_packages, python_packages, read_hashes
 
 HASHES = Path(__file__).resolve().parents[2] / "constraints.hashes.txt"
+# Where an image has the console's page, if it has it.
+CONSOLE = Path("app/espalier/gateway/console/built")
 
 
 def main() -> None:
@@ -28,15 +30,17 @@ def main() -> None:
     hashes = read_hashes(HASHES)
     directories = [*told.root.glob("opt/venv/lib/python3*/site-packages"), told.root / "app"]
     python = [package for one in directories for package in python_packages(one, hashes)]
+    has_console = (told.root / CONSOLE).is_dir()
+    npm = npm_packages(bundled=True) if has_console else []
     problems = [
         problem
-        for package in python
+        for package in [*python, *npm]
         if (problem := problem_of(package.name, " AND ".join(package.licences) or None))
     ]
     if problems:
         sys.exit("\n".join(f"error: {problem}." for problem in problems))
     image = Image(told.name, told.version, told.digest, told.made)
-    told.output.write_text(document(image, python, debian_packages(told.root)))
+    told.output.write_text(document(image, python, npm, debian_packages(told.root)))
 
 
 if __name__ == "__main__":

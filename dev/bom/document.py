@@ -31,7 +31,12 @@ class Image:
     """Seconds since 1970 that the image is dated to."""
 
 
-def document(image: Image, python: Iterable[Package], debian: Iterable[Package]) -> str:
+def document(
+    image: Image,
+    python: Iterable[Package],
+    npm: Iterable[Package],
+    debian: Iterable[Package],
+) -> str:
     """The document as JSON of CycloneDX 1.6."""
     root = Component(
         type=ComponentType.CONTAINER,
@@ -42,7 +47,7 @@ def document(image: Image, python: Iterable[Package], debian: Iterable[Package])
         hashes=[_sha256(image.digest.removeprefix("sha256:"))],
         licenses=[LicenseExpression("Apache-2.0")],
     )
-    components = [*map(_python, python), *map(_debian, debian)]
+    components = [*map(_python, python), *map(_npm, npm), *map(_debian, debian)]
     bom = Bom(
         serial_number=uuid5(NAMESPACE_OID, image.digest),
         metadata=BomMetaData(component=root, timestamp=datetime.fromtimestamp(image.made, UTC)),
@@ -56,14 +61,25 @@ def _python(package: Package) -> Component:
     # The package of our name on PyPI is another project.
     kind = "generic" if package.name == "espalier" else "pypi"
     purl = PackageURL(kind, name=package.name, version=package.version)
-    files = [
-        ExternalReference(
-            type=ExternalReferenceType.DISTRIBUTION,
-            url=XsUri(str(purl)),
-            comment="the files of this version when it was pinned, one of which is installed",
-            hashes=map(_sha256, package.sha256),
-        )
-    ]
+    comment = "the files of this version when it was pinned, one of which is installed"
+    return _library(package, purl, comment, map(_sha256, package.sha256))
+
+
+def _npm(package: Package) -> Component:
+    scope, _, name = package.name.rpartition("/")
+    purl = PackageURL("npm", scope or None, name, package.version)
+    hashes = [HashType(alg=HashAlgorithm.SHA_512, content=package.sha512)]
+    return _library(package, purl, "the file that the console's page is bundled from", hashes)
+
+
+def _library(
+    package: Package, purl: PackageURL, comment: str, hashes: Iterable[HashType]
+) -> Component:
+    """A package whose files are known by their hashes, and what these files are to the image."""
+    address = XsUri(str(purl))
+    files = ExternalReference(
+        type=ExternalReferenceType.DISTRIBUTION, url=address, comment=comment, hashes=hashes
+    )
     return Component(
         type=ComponentType.LIBRARY,
         name=package.name,
@@ -71,7 +87,7 @@ def _python(package: Package) -> Component:
         purl=purl,
         bom_ref=str(purl),
         licenses=map(LicenseExpression, package.licences),
-        external_references=files if package.sha256 else (),
+        external_references=[files] if files.hashes else (),
     )
 
 

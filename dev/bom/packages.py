@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from dev.bom.licences import licence_of
 
+LOCKFILE = Path(__file__).resolve().parents[2] / "operator" / "console" / "package-lock.json"
 _PIN = re.compile(r"([a-z0-9][a-z0-9._-]*)==(\S+)")
 
 
@@ -20,9 +23,11 @@ class Package:
     name: str
     version: str
     licences: tuple[str, ...]
-    """One SPDX expression of a Python package, Debian's short names of a Debian package."""
+    """One SPDX expression of a package of PyPI or npm, Debian's short names of one of Debian."""
     sha256: tuple[str, ...] = ()
     """Of the files that PyPI has of this version; what is installed is one of them."""
+    sha512: str = ""
+    """Of the one file that npm has of this version."""
     architecture: str = ""
 
 
@@ -34,6 +39,22 @@ def python_packages(directory: Path, hashes: Mapping[str, tuple[str, ...]]) -> l
         licence = licence_of(distribution.metadata)
         known = hashes.get(f"{name}=={distribution.version}", ())
         found.append(Package(name, distribution.version, (licence,) if licence else (), known))
+    return sorted(found, key=lambda package: package.name)
+
+
+def npm_packages(*, bundled: bool) -> list[Package]:
+    """What is bundled into the console's page, or what builds and tests it, by its lockfile.
+
+    Of a package that comes as one for each platform, the one that names them all.
+    """
+    found = []
+    for path, told in json.loads(LOCKFILE.read_text())["packages"].items():
+        name = path.rpartition("node_modules/")[2]
+        if not name or told.get("optional") or bool(told.get("dev")) is bundled:
+            continue
+        licences = (told["license"],) if "license" in told else ()
+        sha512 = base64.b64decode(told["integrity"].removeprefix("sha512-")).hex()
+        found.append(Package(name, told["version"], licences, sha512=sha512))
     return sorted(found, key=lambda package: package.name)
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dev.bom.licences import licence_of, named
+from dev.bom.packages import npm_packages
 from dev.docs.markdown import page, table
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -76,17 +77,31 @@ def rows() -> tuple[list[list[str]], list[str]]:
     return found, others
 
 
+def console_rows() -> list[list[str]]:
+    """A row for each npm package that the console's page is built of, or with."""
+    parts = {"the page": True, "its build and tests": False}
+    return [
+        [package.name, package.version, " AND ".join(package.licences), part]
+        for part, bundled in parts.items()
+        for package in npm_packages(bundled=bundled)
+    ]
+
+
 def pages() -> dict[str, str]:
     """The page by file name."""
     found, others = rows()
     return {
         "licences.md": page(
             "Licences",
-            "the metadata of the packages in constraints.txt",
+            "the metadata of the packages in constraints.txt and the console's package-lock.json",
             "Espalier is under Apache-2.0. What it is made of, and where that is; `engine` is the "
             "layer of trainer and rollout. [Verifying a release](../operations/releases.md) says "
             "where each image's own list is, with Debian's packages.",
             table(["package", "version", "licence", "in"], found),
+            "## Of the console",
+            "npm's packages. Those of the page are bundled into it, and every image has it; "
+            "`/console/licenses.txt` of the gateway has their terms.",
+            table(["package", "version", "licence", "in"], console_rows()),
             "## Not in the list of accepted licences",
             "A package under any other licence than those in `dev/bom/licences.py` is refused by a "
             "test and by `make release`, except under these:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
 from tests.api.manifests import (
@@ -68,6 +69,20 @@ TEMPLATE: dict[str, Any] = {
     "runtimeClassName": "nvidia",
 }
 
+# The objects whose templates these are, and where.
+PODS_OF = ((MODEL, "trainer"), (MODEL, "rollout"), (MODEL, "jobs"), (RUN, "runner"))
+# What would make a pod more than its user: nobody sets it, however it is written.
+FORBIDDEN: dict[str, Any] = {
+    "serviceAccountName": "espalier-operator",
+    "automountServiceAccountToken": True,
+    "hostNetwork": True,
+    "hostPID": True,
+    "securityContext": {"runAsUser": 0},
+    "volumes": [{"name": "host", "hostPath": {"path": "/"}}],
+    "initContainers": [{"name": "x", "image": "x"}],
+    "containers": [{"name": "x", "image": "x"}],
+    "command": ["sh"],
+}
 REWARDS = [
     {"name": "right", "weight": "1.0", "onError": "Zero", "exact": {}},
     {"name": "near", "numeric": {"tolerance": "0.01"}},
@@ -680,10 +695,13 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(MODEL, "spec.trainer.template.resources.limits", {"cpu": 0.5}),
         *("resources.limits.cpu", "must be of type integer,string"),
     ),
-    "forbidden pod setting": (
-        *(MODEL, "spec.trainer.template.hostNetwork", True),
-        *("spec.trainer.template.hostNetwork", "field not declared in schema"),
-    ),
+    **{
+        f"{name} of a pod": (
+            *(good, f"spec.{part}.template.{name}", value),
+            *(f"spec.{part}.template.{name}", "field not declared in schema"),
+        )
+        for (name, value), (good, part) in zip(FORBIDDEN.items(), cycle(PODS_OF), strict=False)
+    },
     "model name too long": (
         *(MODEL, "metadata.name", "a" * 41),
         *("metadata.name", "at most 40 characters, because its pods"),

@@ -12,6 +12,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(os.environ.get("ESPALIER_CACHE") or Path.home() / ".cache/espalier") / "bin"
+URL = "https://downloads.example.com/espalier"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -21,7 +22,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("krew")
     subprocess.run([ROOT / "dev/tools.sh", "krew"], check=True, timeout=600)
     environment = {**os.environ, "PYTHONS": PYTHON, "OUT": str(out)}
-    subprocess.run([ROOT / "dev/krew.sh"], check=True, env=environment, timeout=600)
+    subprocess.run([ROOT / "dev/krew.sh", URL], check=True, env=environment, timeout=600)
     return out
 
 
@@ -85,4 +86,4 @@ def test_the_manifest_names_each_archive_by_its_sum(built: Path) -> None:
     archive = built / Path(platform["uri"]).name
     counted = subprocess.run(["sha256sum", archive], capture_output=True, text=True, check=True)
     assert platform["sha256"] == counted.stdout.split()[0]
-    assert manifest["spec"]["version"] in platform["uri"]
+    assert platform["uri"] == f"{URL}/{manifest['spec']['version']}/{archive.name}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
+from dev.bom.packages import npm_packages
 from tests.gateway.conftest import Gateway
 
 from espalier.gateway.console.page import BUILT, POLICY, Page, read
@@ -20,6 +21,16 @@ def test_the_page_has_at_most_300_kb_compressed(packages: Path) -> None:
     assert {"index.html", "app.js", "app.css", "icon.svg", "licenses.txt"} == set(files)
     assert sum(len(file.gzip) for file in files.values()) < MOST_BYTES
     assert b"://" not in files["index.html"].plain
+
+
+def test_it_names_the_terms_of_each_package_that_an_image_is_said_to_be_made_of(
+    packages: Path,
+) -> None:
+    parts = (BUILT / "licenses.txt").read_text().split("\n----\n\n")
+    named = [part.partition("\n")[0] for part in parts]
+    bundled = npm_packages(bundled=True)
+    assert named == [f"{package.name} {package.version}" for package in bundled]
+    assert all(len(part) > 500 for part in parts)
 
 
 async def test_a_gateway_without_it_says_how_it_is_built(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from dev.bom.__main__ import CONSOLE
 from dev.bom.licences import accepted, named, problem_of
-from dev.bom.packages import python_packages, read_hashes
-from dev.docs.licences_page import rows
+from dev.bom.packages import LOCKFILE, python_packages, read_hashes
+from dev.docs.licences_page import console_rows, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 HASHES = read_hashes(ROOT / "constraints.hashes.txt")
@@ -83,6 +85,28 @@ def test_the_document_names_each_package_with_licence_and_hashes(
     assert found["espalier"]["purl"] == "pkg:generic/espalier@0.1.0"
 
 
+def test_an_image_with_the_consoles_page_is_made_of_its_npm_packages_too(
+    root: Path, tmp_path: Path
+) -> None:
+    (root / CONSOLE).mkdir(parents=True)
+    assert write(root, tmp_path / "one.json").returncode == 0
+    text = (tmp_path / "one.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    found = {part["purl"]: part for part in json.loads(text)["components"]}
+    asked = json.loads((LOCKFILE.parent / "package.json").read_text())["dependencies"]
+    assert {f"pkg:npm/{name}@{version}" for name, version in asked.items()} <= set(found)
+    locked = json.loads(LOCKFILE.read_text())["packages"]
+    preact = locked["node_modules/preact"]
+    told = found[f"pkg:npm/preact@{preact['version']}"]
+    assert told["licenses"] == [{"expression": preact["license"]}]
+    ((sha512,),) = (files["hashes"] for files in told["externalReferences"])
+    algorithm, _, content = preact["integrity"].partition("-")
+    assert (sha512["alg"], algorithm) == ("SHA-512", "sha512")
+    assert base64.b64encode(bytes.fromhex(sha512["content"])).decode() == content
+    # What builds and tests the page is not in it.
+    assert not [purl for purl in found if "esbuild" in purl or "typescript" in purl]
+
+
 def test_the_same_image_gives_the_same_document(root: Path, tmp_path: Path) -> None:
     for name in ("one.json", "two.json"):
         assert write(root, tmp_path / name).returncode == 0
@@ -104,12 +128,14 @@ def test_an_image_with_a_licence_that_is_not_accepted_gets_no_document(
 def test_every_package_that_we_install_has_an_accepted_licence() -> None:
     found, _ = rows()
     assert len(found) > 200
+    found += console_rows()
     problems = [problem_of(name, licence or None) for name, _, licence, _ in found]
     assert [problem for problem in problems if problem] == []
 
 
 def test_nothing_is_named_that_no_package_needs() -> None:
     found, others = rows()
+    found += console_rows()
     names = {name for name, *_ in found} | set(others)
     assert set(named().read) - names == set()
     expressions = " ; ".join(licence for *_, licence, _ in found)

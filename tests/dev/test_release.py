@@ -21,6 +21,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PARTS = ("operator", "trainer", "rollout", "runner")
 DIGESTS = {name: f"sha256:{index:064x}" for index, name in enumerate(PARTS)}
+URL = "https://downloads.example.com/espalier"
 NEEDED = {
     "contents": "write",
     "packages": "write",
@@ -37,17 +38,19 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (there / CHART.parent).mkdir(parents=True)
     for name in ("pyproject.toml", "CHANGELOG.md", CHART):
         shutil.copy(ROOT / name, there / name)
+    changes = there / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"Unreleased ({VERSION})", VERSION))
     author = ("-c", "user.name=a", "-c", "user.email=a@example.com")
     for command in (["init", "-q"], ["add", "-A"], [*author, "commit", "-qm", "all"]):
         subprocess.run(["git", *command], cwd=there, check=True)
     return there
 
 
-def release(checkout: Path, version: str, cache: Path) -> str:
+def release(checkout: Path, version: str, cache: Path, url: str = URL, early: str = "") -> str:
     """What a release that is refused says."""
     done = subprocess.run(
         [checkout / "dev" / "release.sh", "build", version],
-        env={**os.environ, "ESPALIER_CACHE": str(cache)},
+        env={**os.environ, "ESPALIER_CACHE": str(cache), "URL": url, "UNRELEASED": early},
         capture_output=True,
         text=True,
         check=False,
@@ -93,13 +96,23 @@ def test_what_no_commit_has_is_not_released(checkout: Path, tmp_path: Path) -> N
     extra.unlink()
 
 
+@pytest.mark.parametrize("title", ["0.0.1", f"Unreleased ({VERSION})"])
 def test_a_version_without_a_section_of_the_changelog_is_refused(
-    checkout: Path, tmp_path: Path
+    checkout: Path, tmp_path: Path, title: str
 ) -> None:
     there = tmp_path / "checkout"
     shutil.copytree(checkout, there)
-    (there / "CHANGELOG.md").write_text("# Changelog\n\n## 0.0.1\n\nold\n")
+    (there / "CHANGELOG.md").write_text(f"# Changelog\n\n## {title}\n\nold\n")
     assert f"CHANGELOG.md has no section of {VERSION}" in release(there, VERSION, tmp_path)
+    if title != "0.0.1":
+        # To try one it is enough, and the next thing is looked at.
+        told = release(there, VERSION, tmp_path, early="yes")
+        assert "the checkout has changes that no commit has" in told
+
+
+@pytest.mark.parametrize("url", ["", "http://downloads.example.com", "https:///espalier"])
+def test_a_plugin_without_an_address_is_refused(checkout: Path, tmp_path: Path, url: str) -> None:
+    assert f"URL is '{url}': give URL=https://…" in release(checkout, VERSION, tmp_path, url)
 
 
 def packaged(directory: Path, *options: str) -> Path:

@@ -462,16 +462,28 @@ def test_a_model_image_copies_its_files_before_the_import() -> None:
     assert copy["command"] == ["cp", "-rL", "/models/.", "/source/"]
 
 
-def test_a_claim_is_imported_read_only_from_its_path() -> None:
-    pod = pod_of(importer_job(model_of(source={"base": VOLUME_BASE}), SETTINGS))
-    (source,) = [m for m in pod["containers"][0]["volumeMounts"] if m["name"] == "source"]
+@pytest.mark.parametrize(("storage", "name"), [("others", "source"), ("models", "weights")])
+def test_a_claim_is_imported_read_only_from_its_path(storage: str, name: str) -> None:
+    """As a volume of its own, whose files keep their group; or from the model's own volume."""
+    model = model_of(
+        source={"base": VOLUME_BASE}, storage={"persistentVolumeClaim": {"claimName": storage}}
+    )
+    pod = pod_of(importer_job(model, SETTINGS))
+    (source,) = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == "/source"]
     assert source == {
-        "name": "source",
+        "name": name,
         "mountPath": "/source",
         "readOnly": True,
         "subPath": "tiny/1",
     }
     assert "initContainers" not in pod
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    read_only = {"source": {"claimName": "models", "readOnly": True}} if name == "source" else {}
+    assert claims == {"weights": {"claimName": storage}, **read_only}
 
 
 @pytest.mark.parametrize(

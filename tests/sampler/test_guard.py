@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -15,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from espalier import identity
-from espalier.core.names import audience
+from espalier.core.names import GATEWAY_AUDIENCE, audience
 from espalier.sampler import guard
 from espalier.sampler.settings import SamplerSettings
 
@@ -71,11 +73,19 @@ def authorization(
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_every_route_of_vllm_refuses_a_caller_without_a_token() -> None:
-    routes = vllm_routes()
+def test_every_route_refuses_who_has_no_token_of_ours_for_this_model() -> None:
+    key = Ed25519PrivateKey.generate()
+    claims = {"iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:ml:ann"}
+    of_users = jwt.encode({**claims, "aud": [GATEWAY_AUDIENCE]}, key, algorithm="EdDSA")
+    routes = {*vllm_routes(), *guard.CALLERS, ("GET", guard.METRICS)}
     assert len(routes) > 20
-    answers = {(m, p): CLIENT.request(m, p).status_code for m, p in routes}
-    assert set(answers.values()) == {401}
+    for headers in (
+        {},
+        {"Authorization": f"Bearer {of_users}"},
+        authorization("gateway", audience("default", "other", "rollout", "uid-1")),
+    ):
+        answers = {(m, p): CLIENT.request(m, p, headers=headers).status_code for m, p in routes}
+        assert set(answers.values()) == {401}
 
 
 def test_a_token_opens_only_the_routes_that_we_name() -> None:

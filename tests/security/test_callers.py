@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import hmac
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
 from dev.apiserver import ApiServer
 from tests.gateway.conftest import Users, token
 from tests.gateway.world import World, controlled_by
+from tests.security.test_tokens import Claims, raw
 
 from espalier.core.names import GATEWAY_AUDIENCE, RUNNER_ACCOUNT
 from espalier.gateway.access.auth import Authenticator, User
@@ -42,6 +51,52 @@ async def test_a_token_of_the_api_servers_own_audience_is_taken_only_where_that_
     assert f"--audience {GATEWAY_AUDIENCE}" in refused.value.remedy
     user = await Authenticator(cluster, api_server_tokens=True).user(text)
     assert user.name == f"system:serviceaccount:{users.namespace}:trainer"
+
+
+def by_hmac(claims: Claims, key: str, head: Claims) -> str:
+    public = load_pem_private_key(key.encode(), None).public_key()
+    pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return raw(head | {"alg": "HS256"}, claims, lambda text: hmac.digest(pem, text, "sha256"))
+
+
+def signed(claims: Claims, key: str, head: Claims) -> str:
+    return jwt.encode(claims, key, algorithm="ES256", headers=head)
+
+
+LONG_AGO = 1_000_000_000
+FORGED: dict[str, tuple[Callable[[Claims, str, Claims], str], Claims]] = {
+    "expired": (signed, {"iat": LONG_AGO, "nbf": LONG_AGO, "exp": LONG_AGO + 600}),
+    "of another issuer": (signed, {"iss": "https://kubernetes.default.svc"}),
+    "of an account that was deleted": (signed, {"uid": "00000000-0000-0000-0000-000000000000"}),
+    "without an algorithm": (
+        lambda claims, _, head: raw(head | {"alg": "none"}, claims, lambda _: b""),
+        {},
+    ),
+    "by HMAC with the public key": (by_hmac, {}),
+    "by another key": (
+        lambda claims, _, head: raw(head | {"alg": "ES256"}, claims, lambda _: b"1" * 64),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+async def test_a_users_token_that_is_forged_or_old_is_nobodys(
+    apiserver: ApiServer, users: Users, cluster: KubernetesCluster, name: str
+) -> None:
+    key = (apiserver.directory / "sa.key").read_text()
+    head = {"kid": jwt.get_unverified_header(users.trainer)["kid"]}
+    claims = jwt.decode(users.trainer, options={"verify_signature": False})
+    # What they are forged from is taken.
+    user = await Authenticator(cluster).user(f"Bearer {signed(claims, key, head)}")
+    assert user.name == f"system:serviceaccount:{users.namespace}:trainer"
+    forge, changes = FORGED[name]
+    if "uid" in changes:
+        about = claims["kubernetes.io"]
+        changes = {"kubernetes.io": about | {"serviceaccount": about["serviceaccount"] | changes}}
+    with pytest.raises(RefusalError) as refused:
+        await Authenticator(cluster).user(f"Bearer {forge(claims | changes, key, head)}")
+    assert (refused.value.status, refused.value.reason) == (401, "TokenRefused")
 
 
 async def test_a_review_carries_uid_groups_and_extra_of_the_user(

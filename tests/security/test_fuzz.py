@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import jwt
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.world import digest
-from tests.security.hostile_requests import Hostile, requests, routes_of
+from tests.security.hostile_requests import PLACEHOLDER, Hostile, requests, routes_of
 from tests.trainer import tiny
 from tests.trainer.test_bad_input import AUDIENCE, PRIVATE, batch, standing
 from tests.trainer.test_bad_input import client as trainer
@@ -22,6 +24,7 @@ from tests.trainer.tiny import Volume
 from yarl import URL
 
 from espalier import identity
+from espalier.core.names import GATEWAY_AUDIENCE
 from espalier.gateway.console.page import PAGE
 
 __all__ = ["trainer"]
@@ -159,6 +162,25 @@ async def test_whoever_is_nobody_gets_nothing_but_health_from_any_route(served: 
                 # A path that the placeholder's own name does not fit is no route at all.
                 assert answer.status in (401, 404), (method, path, answer.status)
                 assert b"arith" not in await answer.read()
+
+
+async def test_whoever_is_nobody_gets_nothing_but_health_from_a_trainer(
+    trainer: TestClient[Any, Any],
+) -> None:
+    """Nobody is who has no token, a token of Kubernetes, or ours for another model's trainer."""
+    key = Ed25519PrivateKey.generate()
+    claims = {"iss": "https://kubernetes.default.svc", "sub": "system:serviceaccount:ml:ann"}
+    of_users = jwt.encode({**claims, "aud": [GATEWAY_AUDIENCE]}, key, algorithm="EdDSA")
+    of_others = identity.issue(PRIVATE, "gateway", "default/other/trainer/uid-1", 0)
+    credentials = [{}, *({"Authorization": f"Bearer {text}"} for text in (of_users, of_others))]
+    routes = routes_of(trainer.app)
+    assert len(routes) > 20
+    for method, path in routes:
+        for headers in credentials:
+            named = PLACEHOLDER.sub("1", path)
+            answer = await trainer.request(method, named, headers=headers, data=b"{")
+            health = path in ("/healthz", "/readyz")
+            assert answer.status == (200 if health else 401), (method, path)
 
 
 @pytest.mark.parametrize("count", [SOME, MANY])

@@ -7,7 +7,7 @@ import gzip
 import json
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 import pytest
@@ -35,17 +35,26 @@ Client = TestClient[Any, Any]
 
 @pytest.fixture
 async def client(volume: Volume, policy: Policy) -> AsyncIterator[Client]:
-    service = Service(KEYS, AUDIENCE, max_body_bytes=LIMIT_BYTES)
-    store = CheckpointStore(volume.path, tiny.MODEL)
+    async with serving(volume, policy) as made:
+        yield made
+
+
+@asynccontextmanager
+async def serving(
+    volume: Volume, policy: Policy, model: str = tiny.MODEL, audience: str = AUDIENCE
+) -> AsyncIterator[Client]:
+    """A trainer of a model, which has its first assignment."""
+    service = Service(KEYS, audience, max_body_bytes=LIMIT_BYTES)
+    store = CheckpointStore(volume.path, model)
 
     def make(publish: Any) -> Engine:
         made = Engine(
             TrainingState(
-                model=tiny.MODEL,
+                model=model,
                 base=volume.base,
                 compute=LocalCompute(policy),
                 store=store,
-                log=CommandLog(store.model_directory(tiny.MODEL), lock_seconds=1.0),
+                log=CommandLog(store.model_directory(model), lock_seconds=1.0),
             ),
             publish,
         )

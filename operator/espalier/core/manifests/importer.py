@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from espalier.api.source import Base
 from espalier.api.trainablemodel import TrainableModel
@@ -47,14 +48,17 @@ def importer_job(model: TrainableModel, settings: ChildSettings) -> Manifest:
     if base.chat_template is not None:
         env["ESPALIER_CHAT_TEMPLATE"] = base.chat_template
     size = settings.copy_size
-    mounts = (claim(model), *_mounts(base, "source", _SOURCE, size))
+    weights = claim(model)
+    found = _mounts(base, "source", _SOURCE, size, weights)
+    mounts = (weights, *found)
     args = _arguments(base, "--directory", "--hugging-face", _SOURCE)
-    copies = _copies(base, "copy", _mounts(base, "source", _SOURCE, size))
+    copies = _copies(base, "copy", found)
     if adapter is not None:
-        mounts += _mounts(adapter, "adapter", _ADAPTER, size)
+        found = _mounts(adapter, "adapter", _ADAPTER, size, weights)
+        mounts += found
         args += _arguments(adapter, "--adapter", "--adapter-hugging-face", _ADAPTER)
         args += ("--model", name)
-        copies += _copies(adapter, "copy-adapter", _mounts(adapter, "adapter", _ADAPTER, size))
+        copies += _copies(adapter, "copy-adapter", found)
     if any(b is not None and b.hugging_face is not None for b in (base, adapter)):
         env |= _hub_env(settings.hub)
         mounts += _certificates(settings.hub)
@@ -132,13 +136,20 @@ def _arguments(base: Base, directory: str, hub: str, path: str) -> tuple[str, ..
     return (hub, f"{base.hugging_face.repository}@{base.hugging_face.revision}")
 
 
-def _mounts(base: Base, name: str, path: str, size: str) -> tuple[Mount, ...]:
-    """Where the importer finds the files, unless it fetches them itself; a copy has a size."""
+def _mounts(base: Base, name: str, path: str, size: str, weights: Mount) -> tuple[Mount, ...]:
+    """Where the importer finds the files, unless it fetches them itself; a copy has a size.
+
+    A claim is mounted read-only as a volume: one that may be written gets our group on its files
+    where its driver gives groups. The model's own claim is in the pod already, as ``weights``.
+    """
     if base.image is not None:
         return (Mount(name, {"emptyDir": {"sizeLimit": size}}, path),)
     if base.persistent_volume_claim is not None:
         given = base.persistent_volume_claim
-        source = {"persistentVolumeClaim": {"claimName": given.claim_name}}
+        held = {"claimName": given.claim_name}
+        if weights.source == {"persistentVolumeClaim": held}:
+            return (replace(weights, path=path, read_only=True, sub_path=given.path),)
+        source = {"persistentVolumeClaim": held | {"readOnly": True}}
         return (Mount(name, source, path, read_only=True, sub_path=given.path),)
     return ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from espalier.api.model.adapter import Adapter
 from espalier.api.source import TurnEnd
 from espalier.core.volume import MANIFEST
 from espalier.trainer.problems import UserMistakeError
+from espalier.untrusted import read_json
 
 TEMPLATE = "chat_template.jinja"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -175,7 +175,7 @@ def _refuse_pointer(path: Path, source: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path.read_bytes())
     except ValueError as error:
         raise unreadable(f"{path.name} is not JSON: {error}", "mend the model's files") from error
     if not isinstance(content, dict):

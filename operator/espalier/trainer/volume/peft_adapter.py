@@ -5,19 +5,19 @@ Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from espalier.api.model.adapter import Adapter
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.volume.base_files import PICKLES
-from espalier.trainer.volume.shapes import Shapes, State, difference, shapes_of, some
+from espalier.trainer.volume.shapes import Shapes, State, difference, some
+from espalier.untrusted import read_json
 
 # PEFT's two files.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -52,12 +52,15 @@ def read(source: Path, adapter: Adapter, shapes: Shapes) -> State:
         UserMistakeError: it is not such an adapter; the detail names the difference.
     """
     _refuse_pickles(source)
+    _refuse_links(source)
     _check_config(_config(source), adapter)
     try:
-        state = load_file(source / WEIGHTS)
+        wrong = difference(_shapes(source / WEIGHTS), shapes)
+        # Only what is of the wanted size is read into memory.
+        state = {} if wrong else load_file(source / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise _unreadable(f"{WEIGHTS} cannot be read: {error}") from error
-    if wrong := difference(shapes_of(state), shapes):
+    if wrong:
         raise UserMistakeError(
             "AdapterMismatch",
             f"the adapter does not fit the base and spec.adapter: {wrong}",
@@ -79,9 +82,24 @@ def _refuse_pickles(source: Path) -> None:
         )
 
 
+def _refuse_links(source: Path) -> None:
+    """A link could make the weights of another model, on the same claim, those of this one."""
+    root = source.resolve()
+    for name in (CONFIG, WEIGHTS):
+        if not (source / name).resolve().is_relative_to(root):
+            raise _unreadable(f"{name} is a link that leads out of the adapter's directory")
+
+
+def _shapes(weights: Path) -> Shapes:
+    """The shape of every tensor, by the header of the file."""
+    with safe_open(weights, "pt") as opened:
+        names = opened.keys()
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in names}
+
+
 def _config(source: Path) -> dict[str, Any]:
     try:
-        content = json.loads((source / CONFIG).read_text())
+        content = read_json((source / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise _unreadable(f"{CONFIG} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -1,0 +1,139 @@
+"""What authors of models and runs may choose is bounded by the chart, on a real API server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+from dev.apiserver import ApiServer, ApiServerError
+from tests.api.test_admission_policy import As, refused
+from tests.api.test_chart import CHART, helm
+from tests.kube.children import BASE, SETTINGS, model_of, run_of
+
+from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.runner import runner_job
+from espalier.core.manifests.sampler import rollout_deployment
+from espalier.core.manifests.trainer import trainer_statefulset
+
+SYSTEM, TEAM = "choices-system", "choices-team"
+INSTALLED = (
+    *(f"images.{name}={name}:1" for name in ("operator", "trainer", "rollout", "runner")),
+    f"namespaces={{{TEAM}}}",
+)
+CHOICES = {
+    "images": ["registry.example/models/", "registry.example/lone:1"],
+    "claims": ["espalier-weights", "boards"],
+    "priorityClasses": ["low"],
+}
+
+Body = dict[str, Any]
+
+
+def policies(choices: Body, *values: str) -> str:
+    """The objects of the chart that bound these choices."""
+    sets = [part for value in (*INSTALLED, *values) for part in ("--set", value)]
+    sets += ["--set-json", f"admissionPolicy.choices={json.dumps(choices)}"]
+    only = ("--show-only", "templates/choices.yaml", "--kube-version", "1.35.0")
+    return helm("template", "espalier", str(CHART), "--namespace", SYSTEM, *only, *sets)
+
+
+@pytest.fixture(scope="module")
+def operator(apiserver: ApiServer) -> As:
+    """The operator where choices are bounded."""
+    apiserver.create_namespace(TEAM)
+    user = f"system:serviceaccount:{SYSTEM}:espalier-operator"
+    binding = ("create", "rolebinding", "operators", "-n", TEAM, "--clusterrole=edit")
+    apiserver.kubectl(*binding, f"--user={user}")
+    apiserver.kubectl("apply", "-f", "-", stdin=policies(CHOICES))
+    made = As(apiserver, user)
+    apiserver.wait_for("the policy to be in force", lambda: attempt(made, importer(image="x")))
+    return made
+
+
+def attempt(operator: As, body: Body) -> str:
+    """What the policy says against a workload of the operator's; empty where it may be."""
+    arguments = ("create", "--dry-run=server", "-f", "-")
+    return refused(lambda: operator(*arguments, stdin=text(body), namespace=TEAM))
+
+
+def text(body: Body) -> str:
+    return yaml.safe_dump({**body, "metadata": {**body["metadata"], "namespace": TEAM}})
+
+
+def importer(image: str = "registry.example/models/a:1", **spec: Any) -> Body:
+    return importer_job(model_of(**({"source": {"base": {"image": image}}} | spec)), SETTINGS)
+
+
+def of_claim(name: str) -> Body:
+    return {"base": {"persistentVolumeClaim": {"claimName": name, "path": "a"}}}
+
+
+def runner(**spec: Any) -> Body:
+    return runner_job(run_of(**spec), model_of(), SETTINGS)
+
+
+PYTHON = {"image": "registry.example/games:1", "tasks": "game:tasks", "rollout": "game:rollout"}
+LOW = {"template": {"priorityClassName": "low"}}
+HIGH = {"template": {"priorityClassName": "system-cluster-critical"}}
+MAY = {
+    "an image below what is listed": importer(),
+    "an image that is listed": importer("registry.example/lone:1"),
+    "a claim": importer(source=of_claim("boards")),
+    "a priority class": trainer_statefulset(model_of(trainer=LOW), SETTINGS, base=BASE, replicas=1),
+    "none": rollout_deployment(model_of(), SETTINGS, base=BASE),
+}
+MAY_NOT = {
+    "an image": (importer("registry.example/other:1"), "image registry.example/other:1"),
+    "one that begins alike": (importer("registry.example/models-x/a:1"), "image registry.ex"),
+    "one beyond what is listed": (importer("registry.example/lone:12"), "image registry.example/l"),
+    "one that plays a run": (
+        runner(taskset={"seed": 1, "python": PYTHON}),
+        "image registry.example/games:1",
+    ),
+    "a claim to read from": (importer(source=of_claim("ledger")), "claim ledger"),
+    "a claim to write to": (
+        importer(storage={"persistentVolumeClaim": {"claimName": "ledger"}}),
+        "claim ledger",
+    ),
+    "a claim of a tracker": (
+        runner(tracking={"tensorBoard": {"claimName": "ledger"}}),
+        "claim ledger",
+    ),
+    "a priority class": (
+        rollout_deployment(model_of(rollout=HIGH), SETTINGS, base=BASE),
+        "priority class system-cluster-critical",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MAY)
+def test_what_is_listed_may_be_chosen(operator: As, name: str) -> None:
+    assert attempt(operator, MAY[name]) == ""
+
+
+@pytest.mark.parametrize("name", MAY_NOT)
+def test_what_is_not_listed_is_refused_by_its_name(operator: As, name: str) -> None:
+    body, says = MAY_NOT[name]
+    told = attempt(operator, body)
+    assert says in told
+    assert "admissionPolicy.choices." in told
+
+
+def test_workloads_of_others_choose_what_they_like(operator: As) -> None:
+    body = importer("registry.example/other:1")
+    del body["spec"]["template"]["metadata"]["labels"]["espalier.dev/role"]
+    assert attempt(operator, body) == ""
+
+
+def test_nothing_is_bounded_unless_it_is_listed() -> None:
+    with pytest.raises(ApiServerError, match="could not find template"):
+        policies({})
+    only = policies({"claims": []})
+    assert "variables.claims.size() == 0" in only
+    assert "may not be run here" not in only
+    with pytest.raises(ApiServerError, match=r"admissionPolicy\.enabled is false"):
+        policies(CHOICES, "admissionPolicy.enabled=false")
+    with pytest.raises(ApiServerError, match="images"):
+        policies({"images": ["registry.example/' + 'x"]})
