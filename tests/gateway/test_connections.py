@@ -130,7 +130,6 @@ async def test_a_client_that_begins_no_tls_is_counted_from_the_start(tmp_path: P
     trusts = ssl.create_default_context(cadata=chain.decode())
     async with Port(1).open(Certificate(tmp_path).context) as port:
         mute = await port.connect()
-        await asyncio.sleep(0.1)
         async with aiohttp.ClientSession() as session:
             url = f"https://localhost:{port.number}/quick"
             async with session.get(url, ssl=trusts) as reply:

@@ -120,8 +120,8 @@ def rollouts(kubectl: Kubectl, name: str) -> list[dict[str, Any]]:
 
 
 def _read_here(volume: Path, places: Sequence[Path]) -> str:
-    own, *_ = found = [volume / place for place in places]
-    path = next((path for path in found if path.is_file()), own)
+    found = [volume / place for place in places]
+    path = next((path for path in found if path.is_file()), found[0])
     try:
         return path.read_text()
     except OSError as error:
@@ -132,9 +132,10 @@ def _in_cluster(kubectl: Kubectl, model: TrainableModel, places: Sequence[Path])
     trainer = kubectl.pod_spec("statefulsets.apps", trainer_name(model.metadata.name))
     pod = export_pod(model, trainer, f"{model.metadata.name}-read-{uuid.uuid4().hex[:8]}")
     with running(kubectl, pod) as started:
-        script = 'test -e "$0" && exec cat "$0"; exec cat "$1"'
+        # Where it is in none, the error names the model's own folder.
+        script = 'for place; do [ -e "$place" ] && exec cat "$place"; done; exec cat "$1"'
         found = (f"{VOLUME_PATH}/{place}" for place in places)
-        return kubectl.call("exec", started, "--", "sh", "-c", script, *found)
+        return kubectl.call("exec", started, "--", "sh", "-c", script, "sh", *found)
 
 
 def export_pod(model: TrainableModel, like: Mapping[str, Any], name: str) -> dict[str, Any]:

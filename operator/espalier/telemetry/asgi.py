@@ -21,9 +21,11 @@ async def spanned(
 
     ``routes``: the paths with spans.
     """
+    if not spans.recording() or scope["path"] not in routes:
+        await app(scope, receive, send)
+        return
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    silent = TRACEPARENT not in headers or scope["path"] not in routes
-    if silent or not spans.recording():
+    if TRACEPARENT not in headers:
         await app(scope, receive, send)
         return
 

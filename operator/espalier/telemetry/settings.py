@@ -42,9 +42,10 @@ Sampler = Literal[
 
 
 class TelemetrySettings(EnvironmentSettings):
-    """What is decided here; what remains (headers, certificates, queues) the SDK reads itself.
+    """What decides whether spans go out, where to, and of which traces.
 
-    The SDK would go on with a default where it does not understand a variable; here it is refused.
+    The SDK would go on with a default where it does not understand one of these; here it is
+    refused. What remains (headers, certificates, time-outs, queues) the SDK reads itself.
     """
 
     endpoint: str = Field(
