@@ -19,6 +19,8 @@ from espalier.gateway.certificate import Certificate
 from espalier.gateway.listener import CountedSite
 
 ASK = b"GET /%s HTTP/1.1\r\nHost: g\r\n\r\n"
+# More than the sockets of both sides hold.
+LARGE = b" " * 2**26
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -58,6 +60,8 @@ class Port:
     async def _answer(self, request: web.Request) -> web.Response:
         if request.path == "/slow":
             await self.answers.wait()
+        if request.path == "/large":
+            return web.Response(body=LARGE)
         return web.Response(text="done")
 
 
@@ -107,6 +111,15 @@ async def test_the_longest_idle_connection_makes_room_and_one_in_use_stays() -> 
         port.answers.set()
         assert [await done(one) for one in (used, late)] == [True, True]
         assert await answered(other)
+
+
+async def test_a_connection_whose_answer_is_not_all_sent_is_in_use() -> None:
+    async with Port(1).open() as port:
+        reader, writer = await port.connect()
+        writer.write(ASK % b"large")
+        await reader.readuntil(b"\r\n\r\n")
+        assert not await answered(await port.connect())
+        assert await reader.readexactly(len(LARGE)) == LARGE
 
 
 async def test_who_goes_leaves_room_and_without_a_limit_everybody_stays() -> None:

@@ -12,6 +12,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Coroutine
+from functools import partial
 from typing import cast
 
 from aiohttp import web
@@ -133,7 +134,9 @@ class _Counted(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's is none by its class.
-        self._connection.close = cast(asyncio.Transport, transport).abort
+        whole = cast(asyncio.Transport, transport)
+        self._connection.close = whole.abort
+        self._connection.unsent = partial(_unsent, whole)
         self._connections.answer(self._inner, self._connection)
         self._inner.connection_made(transport)
 
@@ -152,6 +155,14 @@ class _Counted(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._inner.resume_writing()
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    try:
+        return transport.get_write_buffer_size()
+    except RuntimeError:
+        # uvloop's, once it is closed.
+        return 0
 
 
 def _listener(port: int, backlog: int) -> socket.socket:

@@ -29,11 +29,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Connection:
-    """An open connection of an address. ``close`` closes it; ``requests`` are those under way."""
+    """An open connection of an address.
+
+    ``close`` closes it at once; ``requests`` are those under way, and ``unsent`` tells the bytes of
+    an answer that its client has still to take.
+    """
 
     address: str
     close: Callable[[], object]
     requests: int = 0
+    unsent: Callable[[], int] = lambda: 0
 
 
 @dataclass
@@ -60,9 +65,9 @@ class Connections:
         if self._most and client.open >= self._most:
             prometheus.REFUSED.labels(REASON).inc()
             self._tell(address)
-            if not client.idle:
+            longest = next((one for one in client.idle if not one.unsent()), None)
+            if longest is None:
                 return None
-            longest = next(iter(client.idle))
             self.leave(longest)
             longest.close()
             # The last one of an address takes its entry with it.
