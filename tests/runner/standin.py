@@ -59,6 +59,8 @@ class StandIn:
         self.active = True
         # Whether the run is over with its last step, as it is for a real gateway.
         self.ends = False
+        # The refusal of whoever asks for the trainer's state once the run is over.
+        self.then = "NoActiveRun"
         self.run = f"run/{UID}"
         self.term = 1
         self.step = 0
@@ -132,6 +134,7 @@ class StandIn:
                 "term": self.term,
                 "suspended": self.suspended,
                 "paused": self.paused,
+                "over": self.ends and self.run_step >= self.spec["steps"],
             }
         )
 
@@ -280,7 +283,7 @@ class StandIn:
 
     def _unready(self) -> web.Response | None:
         if not self.active:
-            return problem(409, "NoActiveRun")
+            return problem(403 if self.then == "NotOwnRun" else 409, self.then)
         return problem(409, self.paused_for) if self.paused else None
 
     def _meet(self, route: str, request: web.Request) -> web.Response | None:
