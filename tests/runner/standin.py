@@ -91,6 +91,8 @@ class StandIn:
         self.committed: dict[int, asyncio.Event] = {}
         # By checkpoint, or run, and name: what evaluations found.
         self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
+        # What the runner told of rounds without a step.
+        self.barren: list[dict[str, Any]] = []
         self._results: dict[str, tuple[bytes, Any]] = {}
 
     def app(self) -> web.Application:
@@ -100,6 +102,7 @@ class StandIn:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", self._evaluation)
         app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", self._evaluation)
+        app.router.add_put("/v1/runs/{namespace}/{name}/barren-rounds", self._barren)
         app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
         app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
@@ -173,6 +176,12 @@ class StandIn:
             return refused
         body = await request.json()
         self.evaluations[request.match_info["name"], body["name"]] = body
+        return web.json_response({})
+
+    async def _barren(self, request: web.Request) -> web.Response:
+        if refused := self._meet("barren-rounds", request):
+            return refused
+        self.barren.append(await request.json())
         return web.json_response({})
 
     async def _chat(self, request: web.Request) -> web.Response:

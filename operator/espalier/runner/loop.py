@@ -201,7 +201,7 @@ class Loop:
             # Nothing where they were started; those that failed are begun again.
             self._evaluations.start(run.spec, *self._last)
         await self._evaluations.finish()
-        self._journal.event("finished", reason="RunOver" if run.over else "NoActiveRun")
+        self._journal.event("finished", over=run.over)
         return True
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
@@ -239,22 +239,31 @@ class Loop:
             self._last = (state.run_step + 1, taken.committed.checkpoint_id)
             self._evaluations.start(spec, *self._last)
         else:
-            self._without_step(spec, state, attempt)
+            await self._without_step(spec, state, attempt)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
 
-    def _without_step(
+    async def _without_step(
         self, spec: TrainingRunSpec, state: TrainerState, attempt: Attempt[Outcome]
     ) -> None:
         """A round brought no step; UserError where no further one would, or too many failed."""
         groups = sampled(attempt.groups)
         error_budget.check(spec.rollout_errors, groups, state.cursor, state.run_step + 1)
+        minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
+        why = refusals.without_signal(attempt, spec, minibatches)
         if attempt.rounds >= self._limits.rounds:
-            minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
-            raise refusals.without_signal(attempt, spec.group_filter, minibatches)
+            raise why
         seen = figures(attempt, spec.taskset)
         prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
+        # The 1st, 2nd, 4th: often at first, when somebody may look.
+        if attempt.rounds & (attempt.rounds - 1) == 0:
+            step, problem = state.run_step + 1, why.problem
+            try:
+                await self._client.record_barren_rounds(self._run, step, attempt.rounds, problem)
+            except RefusedError as refused:
+                # The run goes on without: the log has it.
+                self._journal.event("rounds-not-recorded", detail=str(refused))
 
     def _report(self, taken: Taken[Outcome], term: int) -> None:
         self._journal.event(
