@@ -350,6 +350,7 @@ def test_loaded_weights_that_are_gone_do_not_keep_the_trainer_from_starting(
     assert told is not None
     assert told.reason == "WeightsLost"
     assert stored.digest in told.detail
+    again.assign(tiny.assignment(term=2))
     # Nothing is trained from the weights that are in their place.
     for one in (tinker.gradients(4), tinker.step(5)):
         tinker.accept(again, *one)
