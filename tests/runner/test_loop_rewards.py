@@ -194,6 +194,23 @@ async def test_a_gateway_that_does_not_record_rounds_without_a_step_ends_no_run(
     assert len(bench.events("rounds-not-recorded")) == 1
 
 
+async def test_groups_that_are_replaced_while_others_teach_are_no_trouble_of_the_rewards(
+    bench: Bench,
+) -> None:
+    bench.gateway.spec |= {"groupFilter": {"zeroVariance": "Resample"}, "steps": 1}
+    first: list[str] = []
+
+    def answer(prompt: str, index: int) -> str:
+        first.append(prompt)
+        return "none" if prompt == first[0] else half_right(prompt, index)
+
+    bench.gateway.answer = answer
+    await bench.drive()
+    assert [one["round"] for one in bench.events("round-without-signal")] == [1]
+    assert bench.gateway.run_step == 1
+    assert bench.gateway.barren == []
+
+
 @pytest.mark.parametrize(
     ("changes", "reward", "said"),
     [

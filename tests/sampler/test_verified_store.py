@@ -111,6 +111,16 @@ def test_a_fork_finds_its_parents_checkpoint_and_one_from_before_models_had_fold
     assert store.resolve(name_of(digest)).directory == place
 
 
+def test_a_checkpoint_that_lies_where_all_did_and_in_its_models_folder_is_one(
+    store: AdapterStore, volume: Path, tmp_path: Path
+) -> None:
+    """As after a step that a version before had written, and this one took again."""
+    digest = commit_checkpoint(volume, source(tmp_path / "adapter"), BASE, rank=4, model="parent")
+    place = directory_of(volume, digest, "parent")
+    shutil.copytree(place, volume / "checkpoints" / place.name)
+    assert store.resolve(name_of(digest)).digest == digest
+
+
 def test_what_another_models_trainer_puts_under_this_ones_digests_is_not_looked_at(
     store: AdapterStore, volume: Path, digest: str
 ) -> None:

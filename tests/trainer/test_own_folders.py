@@ -126,3 +126,22 @@ def test_folders_of_another_user_are_named_with_the_remedy(
     problem = json.loads(capfd.readouterr().out)
     assert problem["reason"] == "VolumeNotWritable"
     assert "chown 65532" in problem["remedy"]
+
+
+@needs_mounts
+def test_a_volume_that_cannot_be_written_is_named_and_tried_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where its disk has failed, and the kernel has mounted it read-only."""
+
+    def read_only() -> None:
+        mount("--bind", str(claim), str(claim))
+        mount("-o", "remount,bind,ro", str(claim))
+        assert make_folders(claim) == 1
+
+    claim = tmp_path / "claim"
+    claim.mkdir()
+    in_namespace(read_only)
+    problem = json.loads(capfd.readouterr().out)
+    assert problem["reason"] == "VolumeReadOnly"
+    assert problem["remedy"]

@@ -257,7 +257,8 @@ class Loop:
         prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
         # The 1st, 2nd, 4th: often at first, when somebody may look.
-        if attempt.rounds & (attempt.rounds - 1) == 0:
+        due = attempt.rounds & (attempt.rounds - 1) == 0
+        if due and not refusals.replaces(attempt, spec):
             step, problem = state.run_step + 1, why.problem
             try:
                 await self._client.record_barren_rounds(self._run, step, attempt.rounds, problem)

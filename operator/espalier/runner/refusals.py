@@ -9,7 +9,7 @@ from espalier.loop.recipe import Attempt
 from espalier.runner.declared_step import open_schedule, sampled
 from espalier.runner.failing_rewards import failing
 from espalier.runner.group_sampling import Outcome, Skipped
-from espalier.runner.rewards import kept, uninformative
+from espalier.runner.rewards import Group, kept, uninformative
 from espalier.runner.run_end import UserError
 
 
@@ -29,10 +29,19 @@ def check(spec: TrainingRunSpec) -> None:
         ) from refused
 
 
+def replaces(attempt: Attempt[Outcome], spec: TrainingRunSpec) -> bool:
+    """Whether a step has groups that teach, and waits as its run says until all of them do."""
+    return spec.group_filter.resamples(attempt.rounds) and bool(_teaching(attempt, spec))
+
+
+def _teaching(attempt: Attempt[Outcome], spec: TrainingRunSpec) -> list[Group]:
+    return kept(sampled(attempt.groups), spec.group_filter, spec.advantage.estimator)
+
+
 def without_signal(attempt: Attempt[Outcome], spec: TrainingRunSpec, minibatches: int) -> UserError:
     """Why no step could be taken with anything that was sampled."""
     groups, rules = sampled(attempt.groups), spec.group_filter
-    if teaching := len(kept(groups, rules)):
+    if teaching := len(_teaching(attempt, spec)):
         needed = f"groupFilter.minGroups is {rules.min_groups}"
         if minibatches > 1:
             needed += f" of each of {minibatches} minibatches"

@@ -96,9 +96,11 @@ class VerifiedCheckpoints:
         folders = [entry for entry in there if not is_digest(digest_named(entry.name))]
         own = [folder for folder in folders if folder.name == slug]
         found = _beginning(start, *own) or [
-            *(entry for entry in there if entry.name.startswith(start)),
             *filter(_is_at_home, _beginning(start, *folders)),
+            *(entry for entry in there if entry.name.startswith(start)),
         ]
+        # The same one may lie in two of these places.
+        found = [*{entry.name: entry for entry in found}.values()]
         if not found:
             raise StoreError(
                 "AdapterNotFound",

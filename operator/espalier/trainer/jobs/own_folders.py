@@ -15,22 +15,27 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from espalier.api.exit_codes import USER_MISTAKE
+from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.wire.problem import Problem
 from espalier.core.volume import checkpoints_of, log_of
 from espalier.process import leave_problem
-from espalier.trainer.volume.durable_files import make_directory
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume.durable_files import make_directory, volume_written
 
 
 def main(environment: Mapping[str, str] = os.environ) -> int:
-    """The exit code: 0, or 64 where the user of our pods may not write."""
+    """The exit code: 0, 64 where the pods' user may not write, or 1 for a fault of the volume."""
     volume, model = Path(environment["ESPALIER_VOLUME"]), environment["ESPALIER_MODEL"]
     for folder in (checkpoints_of(volume, model), log_of(volume, model)):
         try:
-            make_directory(folder)
+            with volume_written(folder):
+                make_directory(folder)
         except PermissionError as error:
             leave_problem(_problem(folder, error))
             return USER_MISTAKE
+        except CommandError as error:
+            leave_problem(error.problem)
+            return FAULT
         if not os.access(folder, os.W_OK):
             leave_problem(_problem(folder, "it is another user's"))
             return USER_MISTAKE
