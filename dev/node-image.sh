@@ -2,6 +2,7 @@
 # Makes an image once per content and prints its name.
 #   dev/node-image.sh base   the node's Debian packages, the registry among them
 #   dev/node-image.sh node   kind's node image: the base, our binaries (dev/tools.sh nodes) and the control plane's images
+#   dev/node-image.sh name   what the node image is called, without making it
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 . "$(dirname "$0")/podman.sh"
@@ -12,7 +13,8 @@ packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,c
 kubernetes=$(kubernetes_version)
 base_key=$(echo "$packages" | hash_of)
 base=localhost/espalier-node-base:$base_key
-key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/*/go.mod dev/go/*/go.sum dev/node-image.sh)
+# Of dev/go the module that nodes are made of, and no other: a new key remakes the cluster.
+key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/cluster/go.{mod,sum} dev/node-image.sh)
 image=localhost/espalier-node:$key
 parts=$cache/node-parts-$base_key
 work=$cache/node-image.tmp
@@ -101,5 +103,6 @@ node)
   need_node
   echo "$image"
   ;;
-*) die "usage: dev/node-image.sh base|node" ;;
+name) echo "$image" ;;
+*) die "usage: dev/node-image.sh base|node|name" ;;
 esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,3 +166,22 @@ def test_what_fails_in_a_substitution_ends_the_script(tmp_path: Path) -> None:
     done = bash(f'{COMMON}\n{script}\nbuilt=$(outer); echo "built $built"', tmp_path)
     assert done.returncode != 0
     assert "built" not in done.stdout
+
+
+def test_the_node_image_is_made_anew_for_what_a_node_contains_alone(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "dev", tmp_path / "dev")
+
+    def name() -> str:
+        done = bash(f"{tmp_path}/dev/node-image.sh name", tmp_path / "cache")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "cache").mkdir()
+    before = name()
+    for file in ("flux/go.sum", "kueue/go.mod"):
+        (tmp_path / "dev/go" / file).write_text("newer")
+    (tmp_path / "dev/go/another").mkdir()
+    (tmp_path / "dev/go/another/go.mod").write_text("module another")
+    assert name() == before
+    (tmp_path / "dev/go/cluster/go.sum").write_text("newer")
+    assert name() != before
