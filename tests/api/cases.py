@@ -792,7 +792,7 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
     "trainer's anchor where nothing is stale": (
         edited(RUN, "spec.loss.ratioAnchor", "Trainer"),
         *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 0}),
-        *("spec.loss.ratioAnchor", "raise maxStalenessSteps, or remove ratioAnchor"),
+        *("spec.loss.ratioAnchor", "raise that, set mode: Synchronous, or remove ratioAnchor"),
     ),
     "kl of nothing": (*(RUN, "spec.kl", {}, "spec.kl", "kl without a reference does nothing"),),
     "length that no completion reaches": (

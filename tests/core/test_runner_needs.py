@@ -11,7 +11,7 @@ from tests.core.test_run import RUNNER, view
 
 from espalier.core.conditions import find
 from espalier.core.run import run as runs
-from espalier.core.run.runner_needs import map_keys, missing
+from espalier.core.run.runner_needs import absent, map_keys, missing, peers
 
 TASKS = {"seed": 1, "configMap": {"name": "tasks"}}
 HELD_OUT = {"name": "held", "taskset": {**TASKS, "configMap": {"name": "tasks", "key": "held"}}}
@@ -67,6 +67,29 @@ def test_the_first_key_that_is_missing_is_named_with_its_field(
         assert (found.status, found.reason, found.message) == ("False", reason, lack.message)
     # No pod is made that would hang on a mount, and another run of the model may go first.
     assert decision.runner == "Keep"
+
+
+def test_a_service_or_judge_that_is_missing_is_named_with_its_field() -> None:
+    echo = {"seed": 1, "openEnv": {"serviceRef": {"name": "echo", "port": 80}}}
+    pay = {"name": "style", "http": {"serviceRef": {"name": "pay", "port": 80}}}
+    kind = {"name": "kind", "judge": {"modelRef": {"name": "critic"}, "rubric": "Is it kind?"}}
+    played = [absent(one).message for one in peers(run(taskset=echo).spec)]
+    assert played == [
+        "spec.taskset.openEnv.serviceRef.name: Service echo does not exist: create it"
+    ]
+    asking = run(taskset=TASKS, rewards=[pay, kind])
+    lacks = [absent(one) for one in peers(asking.spec)]
+    assert [(one.reason, one.message.partition(":")[0]) for one in lacks] == [
+        ("RewardInvalid", "spec.rewards[style].http.serviceRef.name"),
+        ("RewardInvalid", "spec.rewards[kind].judge.modelRef.name"),
+    ]
+    decision = runs.decide(view(run=asking, runner=None, runner_pods=[], lack=lacks[1]), NOW)
+    found = find(decision.status.conditions, "Ready")
+    assert found is not None
+    assert "TrainableModel critic does not exist: create it" in found.message
+    there = find(runs.decide(view(run=asking), NOW).status.conditions, "TasksReady")
+    assert there is not None
+    assert there.message == "in ConfigMap tasks, Service pay, TrainableModel critic"
 
 
 def test_what_is_there_lets_the_runner_start() -> None:

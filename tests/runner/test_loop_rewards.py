@@ -228,10 +228,12 @@ def test_a_service_that_nobody_reaches_is_named_with_its_port(
     changes: dict[str, Any], reward: str, said: str
 ) -> None:
     spec = TrainingRunSpec.model_validate(declared(**changes))
-    score = Scored(None, failures=(Failed(reward, "Unreachable", "no such host"),))
-    group = Group(Task("0", ()), (NOTHING,) * 2, (score,) * 2)
-    found = failing([group], spec)
-    assert found is not None
-    assert found[0].startswith(said)
-    assert "exists in the run's namespace" in found[1]
-    assert "port 80" in found[1]
+    # Dropped, or worth 0, as onError says.
+    for value in (None, 0.0):
+        score = Scored(value, failures=(Failed(reward, "Unreachable", "no such host"),))
+        group = Group(Task("0", ()), (NOTHING,) * 2, (score,) * 2)
+        found = failing([group], spec)
+        assert found is not None
+        assert found[0].startswith(said)
+        assert "exists in the run's namespace" in found[1]
+        assert "port 80" in found[1]

@@ -112,7 +112,8 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
             await w.cluster.delete(ObjectKey("ConfigMap", "default", "tasks"))
             await w.apply(MODEL, "tiny", model_spec())
             style = {"name": "style", "python": {"configMapRef": {"name": "style", "key": "a.py"}}}
-            await w.apply(RUN, "a-first", run_spec("tiny", 1, rewards=[style]))
+            pay = {"name": "pay", "http": {"serviceRef": {"name": "pay", "port": 80}}}
+            await w.apply(RUN, "a-first", run_spec("tiny", 1, rewards=[style, pay]))
             said = await named(w, RUN, "a-first", "ConfigMap tasks does not exist: create it")
             assert (said["status"], said["reason"]) == ("False", "TasksetInvalid")
             assert "ConfigMap tasks does not exist" in why_of(w, "a-first")
@@ -133,6 +134,10 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
             assert not w.get("Job", "a-first-runner")
             metadata = {**TASKS["metadata"], "name": "style"}
             await w.cluster.create("ConfigMap", {"metadata": metadata, "data": {"a.py": ""}})
+            missing = "spec.rewards[pay].http.serviceRef.name: Service pay does not exist: create"
+            await named(w, RUN, "a-first", missing)
+            service = {"name": "pay", "namespace": "default"}
+            await w.cluster.create("Service", {"metadata": service, "spec": {}})
             await w.until(lambda: w.succeeded("a-first", 1), "it trains as well")
 
     run(scenario())

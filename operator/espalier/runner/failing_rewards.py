@@ -1,4 +1,4 @@
-"""Which reward fails, and why, where most groups have none. Pure."""
+"""Which reward fails, and why, where it fails for most. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ DETAIL_CHARS = 300
 def failing(groups: Sequence[Group], spec: TrainingRunSpec) -> tuple[str, str] | None:
     """What fails most often, with the first detail; and its remedy, empty where nothing is known.
 
-    None where at least half of the groups have their rewards.
+    None where most completions, and most groups, have their rewards.
     """
     scores = [score for group in groups for score in group.scores]
-    if 2 * sum(not group.whole for group in groups) <= len(groups):
+    lacking = sum(not group.whole for group in groups)
+    # Under onError Zero a group is whole, and its rewards are worth nothing all the same.
+    failed = sum(bool(score.failures) for score in scores)
+    if 2 * lacking <= len(groups) and 2 * failed <= len(scores):
         return None
     found = max(told("", scores), key=lambda one: int(one["count"]), default=None)
     if found is None:

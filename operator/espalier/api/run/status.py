@@ -126,8 +126,8 @@ class TrainingRunStatus(Type):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="conditions are Ready, Reconciling, Stalled, Suspended, Succeeded, TasksReady "
-        "(for tasks and rewards in ConfigMaps), RewardsInformative, LogprobsAligned and "
-        "RolloutsHealthy.",
+        "(for the ConfigMaps, Services and judges of tasks and rewards), RewardsInformative, "
+        "LogprobsAligned and RolloutsHealthy.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )

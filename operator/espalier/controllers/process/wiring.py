@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from espalier.controllers.context import OperatorContext
-from espalier.controllers.observed.config_maps import ConfigMaps
+from espalier.controllers.observed.needed_objects import NeededObjects
 from espalier.controllers.peers.commit_streams import COMMITS
 from espalier.controllers.reconcilers.checkpoint import CheckpointReconciler
 from espalier.controllers.reconcilers.commit import CommitReconciler
@@ -62,7 +62,7 @@ def _scrubs(context: OperatorContext) -> Scrubs:
 def _run(context: OperatorContext) -> RunReconciler:
     return RunReconciler(
         cluster=context.cluster,
-        config_maps=ConfigMaps(context.cluster),
+        needed=NeededObjects(context.cluster),
         lister=context.lister,
         writer=context.writer,
         trainers=context.trainers,

@@ -9,8 +9,8 @@ from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.blockers import Blockers
-from espalier.controllers.observed.config_maps import ConfigMaps
 from espalier.controllers.observed.lister import Lister
+from espalier.controllers.observed.needed_objects import NeededObjects
 from espalier.controllers.observed.queues import Queues
 from espalier.controllers.observed.status_writer import StatusWriter
 from espalier.controllers.peers.assignments import Assignments
@@ -41,7 +41,7 @@ class RunReconciler:
     """Observes a run, its model, head, trainer and runner; acts on trainer and runner."""
 
     cluster: Cluster
-    config_maps: ConfigMaps
+    needed: NeededObjects
     lister: Lister
     writer: StatusWriter
     trainers: Assignments
@@ -57,13 +57,13 @@ class RunReconciler:
         run = self.lister.run(key.namespace, key.name)
         body = self.lister.body(key)
         if run is None or body is None or run.metadata.deletion_timestamp is not None:
-            self.config_maps.forget(key)
+            self.needed.forget(key)
             self.blockers.forget(key)
             return None
         model = self.lister.model(key.namespace, run.spec.model_ref.name)
         assigned, again = await self._assign(run, model)
         trained, heard = await self._trained(run) if assigned else (None, None)
-        lack, looked = await self.config_maps.look(run, self._runner(run))
+        lack, looked = await self.needed.look(run, self._runner(run))
         asked = await self._ask(key, run)
         quiet, later = await self._quiet(run, model) if assigned else (None, None)
         view = self._view(run, model, assigned=assigned, trained=trained, lack=lack, quiet=quiet)

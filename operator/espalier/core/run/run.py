@@ -33,7 +33,7 @@ from espalier.core.run.run_waits import (
     unfit_model,
 )
 from espalier.core.run.runner_job import RunnerAction
-from espalier.core.run.runner_needs import map_keys
+from espalier.core.run.runner_needs import map_keys, peers
 from espalier.core.run.turn import SUCCEEDED, TASKS_READY
 
 SUSPENDED = "Suspended"
@@ -138,14 +138,13 @@ def _kept(view: RunView, stage: _Stage, owner: str) -> tuple[_Stage, RunnerActio
 
 
 def _tasks_ready(view: RunView) -> list[Finding]:
-    """Whether what the runner mounts of ConfigMaps is there: a run without leaves its turn."""
-    wanted = map_keys(view.run.spec)
-    if not wanted:
-        return []
+    """Whether what the runner mounts and asks is there: a run without leaves its turn."""
     if view.lack is not None:
         return [Finding(TASKS_READY, "False", view.lack.reason, view.lack.message)]
-    names = ", ".join(dict.fromkeys(one.name for one in wanted))
-    return [Finding(TASKS_READY, "True", "Found", f"in ConfigMap {names}")]
+    mounted = ", ".join(dict.fromkeys(one.name for one in map_keys(view.run.spec)))
+    found = [f"in ConfigMap {mounted}"] if mounted else []
+    found += dict.fromkeys(f"{one.kind} {one.name}" for one in peers(view.run.spec))
+    return [Finding(TASKS_READY, "True", "Found", ", ".join(found))] if found else []
 
 
 def _latest(view: RunView) -> Checkpoint | None:

@@ -28,7 +28,7 @@ class RunView:
     steps of the run whose commits have been dealt with; ``trained`` those that the trainer has on
     record, asked after the runner had ended, None: not known. ``problem`` is what it reports.
     ``rollouts`` are the rollout pods that have started. ``pod`` is what of the run a runner's pod
-    would be made of, ``lack`` what is not there of its ConfigMaps, ``blocker`` why the runner's Job
+    would be made of, ``lack`` what it needs and is not there, ``blocker`` why the runner's Job
     gets no pod, ``queued`` why it waits for a quota. ``quiet`` are the seconds since the trainer's
     last call, None: not asked.
     ``tokens`` are those of the commits heard of, ``gpus`` the GPUs of the pods that a run uses in

@@ -1,15 +1,16 @@
 """What a run's runner reads beside the run, and whether it is there. Pure.
 
-Of ConfigMaps the operator sees itself whether they are there. Secrets it may not read: of those it
-tells what the kubelet says, with the field that names them.
+Of ConfigMaps, Services and judges the operator sees itself whether they are there. Secrets it may
+not read: of those it tells what the kubelet says, with the field that names them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from espalier.api.run.taskset import Taskset
 from espalier.api.source import SecretKey
 from espalier.api.trainingrun import TrainingRunSpec
 
@@ -34,6 +35,19 @@ class MapKey:
 
 
 @dataclass(frozen=True)
+class Peer:
+    """An object of the run's namespace that its runner asks; ``field`` of the run names it.
+
+    ``reason`` is that of a run without it.
+    """
+
+    kind: Literal["Service", "TrainableModel"]
+    name: str
+    field: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Lack:
     """What is not there, with the remedy."""
 
@@ -45,8 +59,6 @@ def map_keys(spec: TrainingRunSpec) -> tuple[MapKey, ...]:
     """The keys of ConfigMaps that the run's runner has mounted; none where a script drives it."""
     if spec.driver != "Runner":
         return ()
-    named = [("spec.taskset", spec.taskset)]
-    named += [(f"spec.evaluation[{one.name}].taskset", one.taskset) for one in spec.evaluation]
     found = [
         MapKey(
             tasks.config_map.name,
@@ -55,8 +67,8 @@ def map_keys(spec: TrainingRunSpec) -> tuple[MapKey, ...]:
             f"{field}.configMap.key",
             TASKSET_INVALID,
         )
-        for field, tasks in named
-        if tasks is not None and tasks.config_map is not None
+        for field, tasks in _tasksets(spec)
+        if tasks.config_map is not None
     ]
     for reward in spec.rewards or ():
         if reward.python is not None:
@@ -68,6 +80,39 @@ def map_keys(spec: TrainingRunSpec) -> tuple[MapKey, ...]:
         field = "spec.loss.customRef"
         found.append(MapKey(custom.name, custom.key, f"{field}.name", f"{field}.key", LOSS_INVALID))
     return tuple(found)
+
+
+def peers(spec: TrainingRunSpec) -> tuple[Peer, ...]:
+    """Whom the run's runner asks for rewards and for episodes."""
+    if spec.driver != "Runner":
+        return ()
+    found = []
+    for field, tasks in _tasksets(spec):
+        if tasks.open_env is not None:
+            name, where = tasks.open_env.service_ref.name, f"{field}.openEnv.serviceRef.name"
+            found.append(Peer("Service", name, where, TASKSET_INVALID))
+    for reward in spec.rewards or ():
+        field = f"spec.rewards[{reward.name}]"
+        if reward.http is not None:
+            name, where = reward.http.service_ref.name, f"{field}.http.serviceRef.name"
+            found.append(Peer("Service", name, where, REWARD_INVALID))
+        if reward.judge is not None:
+            name, where = reward.judge.model_ref.name, f"{field}.judge.modelRef.name"
+            found.append(Peer("TrainableModel", name, where, REWARD_INVALID))
+    return tuple(found)
+
+
+def absent(peer: Peer) -> Lack:
+    """That a peer is not there."""
+    message = f"{peer.field}: {peer.kind} {peer.name} does not exist: create it"
+    return Lack(peer.reason, message)
+
+
+def _tasksets(spec: TrainingRunSpec) -> list[tuple[str, Taskset]]:
+    """The tasks of the run and of its evaluations, by field."""
+    named = [("spec.taskset", spec.taskset)]
+    named += [(f"spec.evaluation[{one.name}].taskset", one.taskset) for one in spec.evaluation]
+    return [(field, tasks) for field, tasks in named if tasks is not None]
 
 
 def missing(wanted: MapKey, config_map: Mapping[str, Any] | None) -> Lack | None:

@@ -65,9 +65,8 @@ def later_objective() -> list[dict[str, Any]]:
         _cross_entropy_reads_no_advantages(),
         newly(
             "self.driver != 'Runner' || !has(self.loss) || self.loss.name != 'cross_entropy'",
-            "cross_entropy reads no rewards, and driver Runner has nothing else to learn from: "
-            "choose another loss, such as importance_sampling, or set driver: Client and train on "
-            "texts with a script",
+            "cross_entropy reads no rewards: choose another loss, such as importance_sampling, or "
+            "train on texts by a script with driver: Client",
             ".loss.name",
             unless="has(before.loss) && before.loss.name == 'cross_entropy'",
         ),
@@ -86,9 +85,8 @@ def later_objective() -> list[dict[str, Any]]:
         ),
         newly(
             f"!({_COMPARES_WITH_ITSELF.format(run='self')})",
-            "under schedule.maxStalenessSteps 0 each batch is trained once, by the policy that "
-            "sampled it, so ratioAnchor Trainer compares it with itself: set schedule.mode: "
-            "Synchronous with batch.epochs, raise maxStalenessSteps, or remove ratioAnchor",
+            "with schedule.maxStalenessSteps 0 ratioAnchor Trainer compares a policy with itself: "
+            "raise that, set mode: Synchronous, or remove ratioAnchor",
             ".loss.ratioAnchor",
             unless=_COMPARES_WITH_ITSELF.format(run="before"),
         ),

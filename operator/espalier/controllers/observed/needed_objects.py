@@ -1,6 +1,6 @@
-"""Checks the ConfigMaps that a run's runner mounts: before it starts, as it would only wait.
+"""Checks what a run's runner mounts and asks: before it starts, as it would only wait or fail.
 
-A user's ConfigMap carries no label of ours and is not watched; it is read periodically.
+A user's ConfigMap or Service carries no label of ours and is not watched; it is read periodically.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.peers.samplers import EARLY_SECONDS
 from espalier.core.pods.pods import JobState
-from espalier.core.run.runner_needs import Lack, MapKey, map_keys, missing
+from espalier.core.run.runner_needs import Lack, MapKey, Peer, absent, map_keys, missing, peers
 from espalier.kube.cluster import Cluster
 from espalier.kube.objects import ObjectKey
 
@@ -19,13 +19,16 @@ WRONG_SECONDS = 5.0
 RIGHT_SECONDS = 60.0
 
 
-class ConfigMaps:
-    """Remembers what of each run's ConfigMaps was not there when they were last read."""
+_Wanted = tuple[tuple[MapKey, ...], tuple[Peer, ...]]
+
+
+class NeededObjects:
+    """Remembers what each run needs and was not there when it was last looked for."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        # By run: the keys that it named, when they were looked for, and what was not there.
-        self._read: dict[ObjectKey, tuple[tuple[MapKey, ...], float, Lack | None]] = {}
+        # By run: what it named, when that was looked for, and what was not there.
+        self._read: dict[ObjectKey, tuple[_Wanted, float, Lack | None]] = {}
 
     async def look(
         self, run: TrainingRun, runner: JobState | None
@@ -35,8 +38,8 @@ class ConfigMaps:
         A runner that is there has what it mounts, or says itself what is wrong with it.
         """
         key = ObjectKey("TrainingRun", run.metadata.namespace, run.metadata.name)
-        wanted = map_keys(run.spec)
-        if not wanted or runner is not None:
+        wanted = map_keys(run.spec), peers(run.spec)
+        if not any(wanted) or runner is not None:
             self._read.pop(key, None)
             return None, None
         now = asyncio.get_running_loop().time()
@@ -49,14 +52,20 @@ class ConfigMaps:
         self._read[key] = (wanted, now, lack)
         return lack, WRONG_SECONDS if lack else None
 
-    async def _lack(self, namespace: str, wanted: tuple[MapKey, ...]) -> Lack | None:
+    async def _lack(self, namespace: str, wanted: _Wanted) -> Lack | None:
         """The first that is not there."""
+        keys, asked = wanted
         bodies = {
             name: await self._cluster.get(ObjectKey("ConfigMap", namespace, name))
-            for name in dict.fromkeys(one.name for one in wanted)
+            for name in dict.fromkeys(one.name for one in keys)
         }
-        lacks = (missing(one, bodies[one.name]) for one in wanted)
-        return next((lack for lack in lacks if lack is not None), None)
+        lacks = (missing(one, bodies[one.name]) for one in keys)
+        if lack := next((lack for lack in lacks if lack is not None), None):
+            return lack
+        for one in asked:
+            if await self._cluster.get(ObjectKey(one.kind, namespace, one.name)) is None:
+                return absent(one)
+        return None
 
     def forget(self, run: ObjectKey) -> None:
         """The run is gone."""
