@@ -24,6 +24,8 @@ from dev.ports import free_port
 from tests.local.test_dev import HEAD, MANIFESTS, dev
 from tests.sampler.tiny import make_model
 
+from espalier.core.volume import checkpoints_of
+
 REPLICAS = 2
 # An engine holds so many (spec.rollout.maxAdapters); older ones are loaded again.
 ADAPTERS = 4
@@ -106,7 +108,7 @@ async def measure(directory: Path, model: Path, steps: int) -> None:
         async with aiohttp.ClientSession(headers=headers) as session:
             client = Client(session, found[1])
             await client.until_every_replica_answers()
-            checkpoints = directory / ".espalier" / "volumes" / "weights" / "checkpoints"
+            checkpoints = checkpoints_of(directory / ".espalier" / "volumes" / "weights", "tiny")
             moves = [await step(client, checkpoints) for _ in range(steps)][1:]
             loaded = await loads(client, steps)
     report(moves, loaded)

@@ -20,6 +20,7 @@ from bench.loop.sums import EXAMPLE, Sum, trained
 from dev.ports import free_port
 
 from espalier import Fit, FitConfig, Sampling, TrainingClient
+from espalier.core.volume import checkpoints_of, directory_name
 from espalier.loop.schedule import Schedule
 from espalier.loop.session import RolloutFunction, Session
 
@@ -151,7 +152,7 @@ class Ours:
             while not (digest := self._digest(name)):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         volume = self._folder / "state" / "volumes" / CLAIM
-        return volume / "checkpoints" / digest.replace(":", "-")
+        return checkpoints_of(volume, NAME) / directory_name(digest)
 
     def _digest(self, checkpoint: str) -> str:
         """Of a Checkpoint by name; empty until ``espalier dev`` has written its objects."""

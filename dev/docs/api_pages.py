@@ -12,6 +12,7 @@ from typing import Any
 from dev.docs.markdown import code, page, table
 
 from espalier.api.crds import KINDS, Kind, definition
+from espalier.api.schema import default_told
 
 Schema = dict[str, Any]
 RULES = "x-kubernetes-validations"
@@ -120,6 +121,9 @@ def _range(schema: Schema) -> str:
 def _meaning(name: str, schema: Schema) -> str:
     inner = schema.get("items", schema)
     text = _sentence(name, schema)
+    if _is_plain(schema.get("default")):
+        # It has a column.
+        text = text.removesuffix(default_told(schema)).rstrip()
     leaf = not inner.get("properties")
     said = [f"It {rule['message']}." for rule in inner.get(RULES, ()) if leaf and _of_one(rule)]
     return " ".join([text, *said])

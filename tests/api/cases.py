@@ -777,6 +777,32 @@ BAD: dict[str, tuple[Manifest, str, Any, str, str]] = {
         *(RUN, "spec.loss", {"name": "cispo", "clipLow": "2", "clipHigh": "1"}),
         *("spec.loss.clipLow", "must not be above clipHigh"),
     ),
+    "epsilon for the highest ratio": (
+        *(RUN, "spec.loss", {"name": "ppo", "clipHigh": "0.2"}),
+        *("spec.loss.clipHigh", 'for an epsilon of 0.2 give clipHigh: "1.2"'),
+    ),
+    "lowest ratio above 1": (
+        *(RUN, "spec.loss", {"name": "cispo", "clipLow": "1.3"}),
+        *("spec.loss.clipLow", 'for an epsilon of 0.2 give clipLow: "0.8"'),
+    ),
+    "loss of a runner that reads no rewards": (
+        *(RUN, "spec.loss", {"name": "cross_entropy"}),
+        *("spec.loss.name", "choose another loss, such as importance_sampling"),
+    ),
+    "trainer's anchor where nothing is stale": (
+        edited(RUN, "spec.loss.ratioAnchor", "Trainer"),
+        *("spec.schedule", {"mode": "Asynchronous", "maxStalenessSteps": 0}),
+        *("spec.loss.ratioAnchor", "raise maxStalenessSteps, or remove ratioAnchor"),
+    ),
+    "kl of nothing": (*(RUN, "spec.kl", {}, "spec.kl", "kl without a reference does nothing"),),
+    "length that no completion reaches": (
+        *(RUN, "spec.lengthPenalty", {"coefficient": "1", "targetTokens": 256}),
+        *("spec.lengthPenalty.targetTokens", "must be below sampling.maxTokens"),
+    ),
+    "rewards without a weight": (
+        *(RUN, "spec.rewards", [{"name": "exact", "exact": {}, "weight": "0"}]),
+        *("spec.rewards", "every weight in rewards is 0"),
+    ),
     "learning rate of 0": (
         *(RUN, "spec.learningRate", "0"),
         *("spec.learningRate", 'quoted decimal above 0, such as "1e-4"'),

@@ -233,9 +233,11 @@ def test_the_gateway_calls_a_trainer_back_and_writes_nothing_else_of_a_run(
     gateway(*status, json.dumps({"status": {"wokenFor": since}}))
     saved = [{"path": "team.0123456789abcdef:train:0/weights/first", "time": since}]
     gateway(*status, json.dumps({"status": {"saves": saved}}))
+    barren = {"step": 4, "rounds": 1, "reason": "RewardsUninformative", "message": "equal"}
+    gateway(*status, json.dumps({"status": {"barrenRounds": barren}}))
     for lie in ({"step": 9}, {"idleSince": None}, {"term": 7}):
         said = refused(lambda change=lie: gateway(*status, json.dumps({"status": change})))
-        assert "writes status.wokenFor and status.baseEvaluations of a run" in said
+        assert "writes status.wokenFor, status.baseEvaluations and status.barrenRounds of" in said
     kept = json.loads(policed.kubectl("get", "trun/mine", "-n", TEAM, "-o", "json"))["status"]
     assert (kept["step"], kept["idleSince"], kept["wokenFor"]) == (3, since, since)
     assert kept["saves"] == saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from espalier.api.crds import KINDS, Kind, definition, rendered
+from espalier.api.schema import default_told
 
 ROOT = Path(__file__).resolve().parents[2]
 # Where Kubernetes itself has a bool or a map: Job's suspend; core/v1's quantities and selectors.
@@ -177,3 +179,16 @@ def test_every_rule_has_a_message_that_fits_a_line() -> None:
     rules = [rule for n in ALL for rule in n.schema.get("x-kubernetes-validations", [])]
     assert rules
     assert [rule for rule in rules if not 10 < len(rule["message"]) < 160] == []
+
+
+def test_kubectl_explain_says_every_default() -> None:
+    silent = [
+        node.path
+        for node in ALL
+        if default_told(node.schema)
+        and not re.search(r"default|unset", node.schema["description"], re.IGNORECASE)
+    ]
+    assert not silent
+    texts = {node.path: " ".join(node.schema["description"].split()) for node in ALL}
+    assert texts["TrainingRun.spec.sampling.maxTokens"].endswith("Default: 256.")
+    assert texts["TrainingRun.spec.sampling.temperature"].endswith('Default: "1.0".')

@@ -622,6 +622,20 @@ def test_rewards_that_teach_nothing_name_their_cause(
     assert said in found.message
 
 
+def test_rounds_that_teach_nothing_are_told_until_their_step_is_taken() -> None:
+    told = {"step": 4, "rounds": 2, "reason": "RewardsUninformative", "message": "Service x fails"}
+    before = runs.decide(view(run=run(status={"step": 3, "barrenRounds": told})), NOW)
+    found = find(before.status.conditions, "RewardsInformative")
+    assert found is not None
+    assert (found.status, found.reason) == ("False", "RewardsUninformative")
+    assert found.message == "Service x fails"
+    ready = find(before.status.conditions, "Ready")
+    assert ready is not None
+    assert ready.message.endswith("no group teaches in round 2 for the next: Service x fails")
+    after = runs.decide(view(run=run(status={"step": 4, "barrenRounds": told})), NOW)
+    assert said(after, "RewardsInformative") == "Unknown/NotMeasured"
+
+
 def decided(metrics: dict[str, str], **spec: Any) -> RunDecision:
     """About a run whose latest step has these metrics."""
     shown = [{"name": name, "value": value} for name, value in metrics.items()]

@@ -154,3 +154,20 @@ async def test_only_who_drives_a_run_may_write_its_bases_figures(
     answer = await gateway.post(f"{where.replace(run, 'absent')}", found(0.5))
     assert (answer.status, (await answer.json())["reason"]) == (404, "RunNotFound")
     assert of_base(apiserver, gateway.users, run) == {}
+
+
+async def test_rounds_without_a_step_are_in_the_status_of_the_run_that_had_them(
+    gateway: Gateway, apiserver: ApiServer, run: str
+) -> None:
+    namespace = gateway.users.namespace
+    body = json.loads(apiserver.kubectl("get", "trun", run, "-n", namespace, "-o", "json"))
+    gateway.world.put("TrainingRun", run, namespace, metadata=body["metadata"], spec=body["spec"])
+    told = {"step": 1, "rounds": 2, "reason": "RewardsUninformative", "message": "all equal"}
+    where = f"/v1/runs/{namespace}/{run}/barren-rounds"
+    for message in ("all equal", "all failed"):
+        answer = await gateway.request("PUT", where, json=told | {"message": message})
+        assert answer.status == 200, await answer.text()
+    body = json.loads(apiserver.kubectl("get", "trun", run, "-n", namespace, "-o", "json"))
+    assert body["status"]["barrenRounds"] == told | {"message": "all failed"}
+    refused = await gateway.request("PUT", where, gateway.users.reader, json=told)
+    assert refused.status == 403

@@ -367,13 +367,15 @@ async def test_a_runner_reads_its_run_as_it_is_now(gateway: Gateway) -> None:
     path = f"/v1/runs/{gateway.users.namespace}/first"
     run = await (await gateway.get(path)).json()
     assert (run["uid"], run["model"], run["term"]) == ("uid-first", "arith", 3)
-    assert (run["suspended"], run["paused"]) == (False, False)
+    assert (run["suspended"], run["paused"], run["over"]) == (False, False, False)
     assert run["spec"]["learningRate"] == "1e-4"
     assert run["spec"]["optimizer"]["beta2"] == "0.95"
     gateway.world.run(model, "first", suspend=True)
     gateway.world.head(model, A, term=4, agreed=pin("arith-000001", "Pause", 2))
     run = await (await gateway.get(path)).json()
     assert (run["term"], run["suspended"], run["paused"]) == (4, True, True)
+    gateway.world.run(model, "first", step=20)
+    assert (await (await gateway.get(path)).json())["over"] is True
 
 
 async def test_a_run_is_read_by_those_who_may_get_it(gateway: Gateway) -> None:

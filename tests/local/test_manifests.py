@@ -94,6 +94,7 @@ def test_a_queue_which_one_machine_has_not_is_refused_by_its_field(
         (HEAD.replace("v1alpha1", "v9"), "apiVersion must be espalier.dev/v1alpha1"),
         ("kind: [", "is not YAML"),
         ("spec: {}", "has no kind or no metadata.name"),
+        (HEAD.replace("{name: arith}, mode", "{name: 1.5}, mode"), r'write it quoted, "1\.5"'),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: x}", "declares no TrainableModel"),
     ],
 )

@@ -59,6 +59,8 @@ class StandIn:
         self.active = True
         # Whether the run is over with its last step, as it is for a real gateway.
         self.ends = False
+        # The refusal of whoever asks for the trainer's state once the run is over.
+        self.then = "NoActiveRun"
         self.run = f"run/{UID}"
         self.term = 1
         self.step = 0
@@ -89,6 +91,8 @@ class StandIn:
         self.committed: dict[int, asyncio.Event] = {}
         # By checkpoint, or run, and name: what evaluations found.
         self.evaluations: dict[tuple[str, str], dict[str, Any]] = {}
+        # What the runner told of rounds without a step.
+        self.barren: list[dict[str, Any]] = []
         self._results: dict[str, tuple[bytes, Any]] = {}
 
     def app(self) -> web.Application:
@@ -98,6 +102,7 @@ class StandIn:
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", self._evaluation)
         app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", self._evaluation)
+        app.router.add_put("/v1/runs/{namespace}/{name}/barren-rounds", self._barren)
         app.router.add_get("/v2/models/{namespace}/{slug}/checkpoints", self._checkpoints)
         app.router.add_put("/v2/models/{namespace}/{slug}/head", self._set_head)
         prefix = "/v1/models/{namespace}/{slug}/train"
@@ -132,6 +137,7 @@ class StandIn:
                 "term": self.term,
                 "suspended": self.suspended,
                 "paused": self.paused,
+                "over": self.ends and self.run_step >= self.spec["steps"],
             }
         )
 
@@ -170,6 +176,12 @@ class StandIn:
             return refused
         body = await request.json()
         self.evaluations[request.match_info["name"], body["name"]] = body
+        return web.json_response({})
+
+    async def _barren(self, request: web.Request) -> web.Response:
+        if refused := self._meet("barren-rounds", request):
+            return refused
+        self.barren.append(await request.json())
         return web.json_response({})
 
     async def _chat(self, request: web.Request) -> web.Response:
@@ -280,7 +292,7 @@ class StandIn:
 
     def _unready(self) -> web.Response | None:
         if not self.active:
-            return problem(409, "NoActiveRun")
+            return problem(403 if self.then == "NotOwnRun" else 409, self.then)
         return problem(409, self.paused_for) if self.paused else None
 
     def _meet(self, route: str, request: web.Request) -> web.Response | None:

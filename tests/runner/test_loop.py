@@ -847,6 +847,24 @@ async def test_checkpoints_are_asked_held_out_tasks_and_the_last_is_asked_before
     assert trained.isdisjoint(s["messages"][-1]["content"] for s in asked)
 
 
+async def test_a_run_that_is_over_ends_its_runner_though_the_next_one_has_the_trainer(
+    bench: Bench,
+) -> None:
+    _half_held_out(bench.gateway, at=["End"])
+    bench.gateway.then = "NotOwnRun"
+    asked = bench.gateway.greedy_waits_for = asyncio.Event()
+    # The last evaluation takes longer than any wait for the operator, and fails once.
+    bench.gateway.fail("evaluation", 403)
+    driving = asyncio.ensure_future(bench.drive(BRIEF))
+    await asyncio.sleep(4 * BRIEF.settle_seconds)
+    assert not driving.done()
+    asked.set()
+    await driving
+    assert [name for name, _ in bench.gateway.evaluations] == ["tiny-000003"]
+    assert [wait["reason"] for wait in bench.events("waiting")] == ["Status403"]
+    assert [one["over"] for one in bench.events("finished")] == [True]
+
+
 async def test_the_base_is_asked_at_the_start_and_the_run_keeps_its_figures(bench: Bench) -> None:
     _half_held_out(bench.gateway, at=["Start"])
     await bench.drive()

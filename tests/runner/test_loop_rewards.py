@@ -8,9 +8,17 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.runner.standin import half_right
+from tests.runner.standin import spec as declared
 from tests.runner.test_loop import BRIEF, Bench, bench
 
+from espalier.api.trainingrun import TrainingRunSpec
+from espalier.rewards.scored import Failed, Scored
+from espalier.runner.failing_rewards import failing
+from espalier.runner.group_sampling import NOTHING
+from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError
+from espalier.runner.task_protocol import Task
 
 __all__ = ["bench"]
 
@@ -153,3 +161,60 @@ async def test_a_module_that_this_pod_has_not_mounted_ends_it_so_that_another_do
     await bench.drive()
     assert bench.events("tasks-moved")[0]["to"] == "configmap/rewards/reward.py"
     assert bench.gateway.kinds() == []
+
+
+JUDGED = {"name": "helpful", "judge": {"modelRef": {"name": "critic"}, "rubric": "Is it kind?"}}
+
+
+async def test_a_reward_that_always_fails_is_told_by_name_after_the_first_round(
+    bench: Bench,
+) -> None:
+    # The judge is the stand-in too, and answers prose.
+    declare(bench, RIGHT, JUDGED)
+    with pytest.raises(UserError) as ended:
+        await bench.drive(BRIEF)
+    said = [(one["step"], one["rounds"], one["reason"]) for one in bench.gateway.barren]
+    assert said == [(1, 1, "RewardsUninformative"), (1, 2, "RewardsUninformative")]
+    message = bench.gateway.barren[0]["message"]
+    failed = "reward helpful (judge critic) fails for 8 of 8 completions, Malformed: the judge did"
+    assert failed in message
+    assert "show the last line in its rubric" in message
+    assert "reward helpful (judge critic) fails for 24 of 24" in ended.value.problem.detail
+
+
+async def test_a_gateway_that_does_not_record_rounds_without_a_step_ends_no_run(
+    bench: Bench,
+) -> None:
+    declare(bench, RIGHT)
+    seen = bench.gateway.samples
+    bench.gateway.answer = lambda prompt, index: half_right(prompt, index if len(seen) > 2 else 0)
+    bench.gateway.fail("barren-rounds", 404)
+    await bench.drive()
+    assert bench.gateway.run_step == 1
+    assert len(bench.events("rounds-not-recorded")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reward", "said"),
+    [
+        (
+            {"rewards": [{"name": "style", "http": {"serviceRef": {"name": "pay", "port": 80}}}]},
+            *("style", "reward style (Service pay) fails for 2 of 2 completions, Unreachable: no"),
+        ),
+        (
+            {"taskset": {"seed": 1, "openEnv": {"serviceRef": {"name": "echo", "port": 80}}}},
+            *("taskset", "taskset.openEnv (Service echo) fails for 2 of 2 completions"),
+        ),
+    ],
+)
+def test_a_service_that_nobody_reaches_is_named_with_its_port(
+    changes: dict[str, Any], reward: str, said: str
+) -> None:
+    spec = TrainingRunSpec.model_validate(declared(**changes))
+    score = Scored(None, failures=(Failed(reward, "Unreachable", "no such host"),))
+    group = Group(Task("0", ()), (NOTHING,) * 2, (score,) * 2)
+    found = failing([group], spec)
+    assert found is not None
+    assert found[0].startswith(said)
+    assert "exists in the run's namespace" in found[1]
+    assert "port 80" in found[1]

@@ -115,7 +115,9 @@ async def test_uid_and_extra_of_the_caller_go_with_it_and_a_key_that_is_not_name
     ann = account(team, "ann")
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
-    seen = (await acting_for(as_gateway, ann)._call("POST", path, body=review))["status"]
+    acting = acting_for(as_gateway, ann)
+    assert isinstance(acting, KubernetesCluster)
+    seen = (await acting._call("POST", path, body=review))["status"]
     assert (seen["userInfo"]["username"], seen["userInfo"]["uid"]) == (ann.name, "1")
     assert seen["userInfo"]["extra"] == {key: list(values) for key, values in OF_A_TOKEN}
     limited = replace(ann, extra=(*OF_A_TOKEN, ("scopes.example", ("read",))))

@@ -40,6 +40,9 @@ async def test_a_model_is_made_of_a_base_in_the_callers_namespace(
     annotations = made["metadata"]["annotations"]
     assert annotations["espalier.dev/requested-by"] == "system:serviceaccount:default:ann"
     assert stage.body("TrainingRun", name)["spec"]["driver"] == "Client"
+    for kind in ("TrainingRun", "CheckpointHead"):
+        (owner,) = stage.body(kind, name)["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("TrainableModel", made["metadata"]["uid"])
     assert told["runs"] == [[told["model"], BASE, 4, {"purpose": "test"}]]
     assert (told["rank"], told["name"], told["capabilities"]) == (4, BASE, [BASE])
 

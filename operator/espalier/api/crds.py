@@ -17,7 +17,13 @@ from espalier.api.checkpointhead import CheckpointHeadSpec, CheckpointHeadStatus
 from espalier.api.meta import DECIMAL_PATTERN, GROUP, VERSION, cel
 from espalier.api.model.status import TrainableModelStatus
 from espalier.api.run.status import TrainingRunStatus
-from espalier.api.schema import VALIDATIONS, Schema, structural_schema, without_defaults
+from espalier.api.schema import (
+    VALIDATIONS,
+    Schema,
+    structural_schema,
+    with_defaults_told,
+    without_defaults,
+)
 from espalier.api.trainablemodel import TrainableModelSpec
 from espalier.api.trainingrun import TrainingRunSpec
 
@@ -230,7 +236,7 @@ def definition(kind: Kind) -> dict[str, Any]:
 
 
 def _root(kind: Kind) -> Schema:
-    spec = _described("spec", structural_schema(kind.spec))
+    spec = _described("spec", with_defaults_told(structural_schema(kind.spec)))
     if kind.spec_rules:
         spec[VALIDATIONS] = [*spec.get(VALIDATIONS, []), *kind.spec_rules]
     # Only the operator writes status, so nothing in it is defaulted but this: kstatus (Flux,

@@ -7,19 +7,22 @@ differs between JSON Schema 2020-12 and OpenAPI 3.0, raises SchemaError instead 
 from __future__ import annotations
 
 import copy
+import json
+import re
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from espalier.api.meta import UNSET
+from espalier.api.meta import DECIMAL_PATTERN, UNSET
 
 Schema = dict[str, Any]
 
 VALIDATIONS = "x-kubernetes-validations"
 INT_OR_STRING = "x-kubernetes-int-or-string"
 INT32_MAX = 2**31 - 1
+_SAYS_DEFAULT = re.compile(r"\b(default|if unset|unless set)\b", re.IGNORECASE)
 
 KEPT = {
     "type",
@@ -82,6 +85,39 @@ def without_defaults(schema: Schema) -> Schema:
         if key in bare:
             bare[key] = without_defaults(bare[key])
     return bare
+
+
+def with_defaults_told(schema: Schema) -> Schema:
+    """The same schema, at any depth: what is filled in where a field is left out is described too.
+
+    ``kubectl explain`` shows descriptions and no defaults. An object says its fields' defaults.
+    """
+    told = dict(schema)
+    if "properties" in told:
+        told["properties"] = {k: with_defaults_told(v) for k, v in told["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if key in told:
+            told[key] = with_defaults_told(told[key])
+    text, default = told.get("description", ""), default_told(told)
+    if default and not _SAYS_DEFAULT.search(text):
+        told["description"] = f"{text} {default}".lstrip()
+    return told
+
+
+def default_told(node: Schema) -> str:
+    """The sentence that says a field's default; empty where there is none, or nothing in it."""
+    default = node.get("default")
+    if default in (None, "", []) or isinstance(default, dict):
+        return ""
+    if isinstance(default, list):
+        return f"Default: [{', '.join(map(_yaml, default))}]."
+    return f"Default: {_yaml(default)}."
+
+
+def _yaml(value: str | int) -> str:
+    """As a manifest has it: a decimal string in quotes, and no word."""
+    is_word = isinstance(value, str) and not re.match(DECIMAL_PATTERN, value)
+    return str(value) if is_word else json.dumps(value)
 
 
 def _clean(raw: Schema, definitions: Schema, path: str) -> Schema:

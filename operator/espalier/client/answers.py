@@ -20,7 +20,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RunView(BaseModel):
-    """A TrainingRun as the gateway shows it to who drives it."""
+    """A TrainingRun as the gateway shows it to who drives it. ``over``: it takes no more steps."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -30,6 +30,8 @@ class RunView(BaseModel):
     term: int
     suspended: bool
     paused: bool
+    # A gateway of the version before, which an upgrade may leave for a while, does not say it.
+    over: bool = False
 
 
 class CommittedStep(OptimStepResult):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from espalier.api.sampled import sampled
+from espalier.api.wire.barren_rounds import MESSAGE_CHARS, BarrenRounds
 from espalier.api.wire.base import Wire
 from espalier.api.wire.batch_left import BatchLeft, Held
 from espalier.api.wire.declared import Declared
@@ -172,6 +173,19 @@ class GatewayClient:
         """
         where = f"runs/{quote(run[0])}/{quote(run[1])}"
         await self._record(where, name, metrics, tasks)
+
+    async def record_barren_rounds(
+        self, run: tuple[str, str], step: int, rounds: int, why: Problem
+    ) -> None:
+        """Records in the run's ``barrenRounds`` that rounds of sampling for a step taught nothing.
+
+        ``run`` is its namespace and name. Needs the verb ``update`` on trainingruns.
+        """
+        request = BarrenRounds(
+            step=step, rounds=rounds, reason=why.reason, message=why.text[:MESSAGE_CHARS]
+        )
+        where = f"/v1/runs/{quote(run[0])}/{quote(run[1])}/barren-rounds"
+        await self._transport.call("PUT", where, request.model_dump_json())
 
     async def _record(
         self, where: str, name: str, metrics: Mapping[str, float], tasks: int

@@ -31,6 +31,7 @@ from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.gateway.hud.traces import TraceRoutes
 from espalier.gateway.problems import CLIENT_GONE, RefusalError, respond
+from espalier.gateway.routes.barren_rounds import BarrenRoundRoutes
 from espalier.gateway.routes.completions import CompletionRoutes
 from espalier.gateway.routes.evaluations import EvaluationRoutes
 from espalier.gateway.routes.openai_models import OpenAIModelRoutes
@@ -121,6 +122,8 @@ def make_app(
     evaluations = EvaluationRoutes(callers, watch, auth, context.cluster)
     app.router.add_post("/v1/checkpoints/{namespace}/{name}/evaluations", evaluations.post)
     app.router.add_post("/v1/runs/{namespace}/{name}/evaluations", evaluations.post_base)
+    rounds = BarrenRoundRoutes(callers, watch, auth, cluster)
+    app.router.add_put("/v1/runs/{namespace}/{name}/barren-rounds", rounds.put)
     forks = Forks(watch, cluster, auth)
     moves = HeadMoves(watch, cluster)
     PlatformRoutes(

@@ -33,7 +33,7 @@ class GatewayContext:
     Attributes:
         watch: the cluster as it is now.
         cluster: written in the names of users (``access/on_behalf.py``), and by the gateway itself
-            statuses alone: evaluations, saves, and which freed trainer a call waits for.
+            statuses alone: evaluations, saves, barren rounds, and which trainer a call waits for.
         auth: asks the API server who calls and what they may do.
         tokens: prove the gateway to pods.
         session: connections to pods, of ``pod_session``.

@@ -150,5 +150,8 @@ def _problem(body: Body, old: Body | None) -> str:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in ("spec", *first["loc"]))
+        given = first["input"]
+        if first["type"] == "string_type" and type(given) in {int, float}:
+            return f'{field}: must be a string, and this is a number: write it quoted, "{given}"'
         return f"{field}: {first['msg']}"
     return str(found[0]) if found else ""

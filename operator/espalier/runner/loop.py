@@ -31,6 +31,7 @@ from espalier.client import (
     StaleTermError,
     UnauthorizedError,
 )
+from espalier.client.answers import RunView
 from espalier.core.checkpoints.commits import run_identity
 from espalier.environments.digest import Mark
 from espalier.loop.recipe import Attempt
@@ -116,6 +117,8 @@ class Loop:
         self._trainer = TimedTrainer(client)
         self._step_time = StepTime()
         self._clock = StepClock()
+        # The step that was taken last, and its checkpoint.
+        self._last: tuple[int, str] | None = None
 
     async def drive(self) -> None:
         """Returns when the run has taken all its steps, or needs a runner with other tasks.
@@ -166,6 +169,9 @@ class Loop:
 
     async def _advance(self) -> bool:
         run = await self._client.run(*self._run)
+        if run.over:
+            # Before the trainer is asked: it may train the next run, which is not this runner's.
+            return await self._ended(run)
         if run.suspended or run.paused:
             reason = "Suspended" if run.suspended else "Paused"
             await self._waiting.on(reason, "the run is held", self._limits.hold_seconds)
@@ -173,7 +179,7 @@ class Loop:
         try:
             state = await self._client.state()
         except NoActiveRunError:
-            return await self._ended()
+            return await self._ended(await self._client.run(*self._run))
         if state.run != run_identity(self._run[1], run.uid):
             detail = f"the trainer trains run {state.run!r}"
             await self._waiting.on("NotAssigned", detail, self._limits.settle_seconds)
@@ -187,13 +193,16 @@ class Loop:
             await self._step(run.spec, state)
         return False
 
-    async def _ended(self) -> bool:
+    async def _ended(self, run: RunView) -> bool:
         """Whether a run that the gateway does not hold for active has ended, not been suspended."""
-        run = await self._client.run(*self._run)
-        if not run.suspended:
-            await self._evaluations.finish()
-            self._journal.event("finished", reason="NoActiveRun")
-        return not run.suspended
+        if run.suspended and not run.over:
+            return False
+        if self._last is not None:
+            # Nothing where they were started; those that failed are begun again.
+            self._evaluations.start(run.spec, *self._last)
+        await self._evaluations.finish()
+        self._journal.event("finished", over=run.over)
+        return True
 
     async def _step(self, spec: TrainingRunSpec, state: TrainerState) -> None:
         refusals.check(spec)
@@ -227,24 +236,34 @@ class Loop:
             seen = taken.attempt.metrics | taken.request.metrics
             self._trackers.step(spec, uid, state.run_step + 1, seen)
             # Here, because a run that has taken its last step is not active any more.
-            self._evaluations.start(spec, state.run_step + 1, taken.committed.checkpoint_id)
+            self._last = (state.run_step + 1, taken.committed.checkpoint_id)
+            self._evaluations.start(spec, *self._last)
         else:
-            self._without_step(spec, state, attempt)
+            await self._without_step(spec, state, attempt)
         # Not before: a step that fails again and again is one wait.
         self._waiting.over()
 
-    def _without_step(
+    async def _without_step(
         self, spec: TrainingRunSpec, state: TrainerState, attempt: Attempt[Outcome]
     ) -> None:
         """A round brought no step; UserError where no further one would, or too many failed."""
         groups = sampled(attempt.groups)
         error_budget.check(spec.rollout_errors, groups, state.cursor, state.run_step + 1)
+        minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
+        why = refusals.without_signal(attempt, spec, minibatches)
         if attempt.rounds >= self._limits.rounds:
-            minibatches = min(spec.batch.minibatches, spec.steps - state.run_step)
-            raise refusals.without_signal(attempt, spec.group_filter, minibatches)
+            raise why
         seen = figures(attempt, spec.taskset)
         prometheus.BARREN_ROUNDS.inc()
         self._journal.event("round-without-signal", round=attempt.rounds, metrics=seen)
+        # The 1st, 2nd, 4th: often at first, when somebody may look.
+        if attempt.rounds & (attempt.rounds - 1) == 0:
+            step, problem = state.run_step + 1, why.problem
+            try:
+                await self._client.record_barren_rounds(self._run, step, attempt.rounds, problem)
+            except RefusedError as refused:
+                # The run goes on without: the log has it.
+                self._journal.event("rounds-not-recorded", detail=str(refused))
 
     def _report(self, taken: Taken[Outcome], term: int) -> None:
         self._journal.event(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from espalier.api.run.group_filter import GroupFilter
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.client import ConfigurationError
 from espalier.loop.minibatches import Uses
 from espalier.loop.recipe import Attempt
 from espalier.runner.declared_step import open_schedule, sampled
+from espalier.runner.failing_rewards import failing
 from espalier.runner.group_sampling import Outcome, Skipped
 from espalier.runner.rewards import kept, uninformative
 from espalier.runner.run_end import UserError
@@ -29,9 +29,9 @@ def check(spec: TrainingRunSpec) -> None:
         ) from refused
 
 
-def without_signal(attempt: Attempt[Outcome], rules: GroupFilter, minibatches: int) -> UserError:
+def without_signal(attempt: Attempt[Outcome], spec: TrainingRunSpec, minibatches: int) -> UserError:
     """Why no step could be taken with anything that was sampled."""
-    groups = sampled(attempt.groups)
+    groups, rules = sampled(attempt.groups), spec.group_filter
     if teaching := len(kept(groups, rules)):
         needed = f"groupFilter.minGroups is {rules.min_groups}"
         if minibatches > 1:
@@ -43,6 +43,8 @@ def without_signal(attempt: Attempt[Outcome], rules: GroupFilter, minibatches: i
         )
     if groups:
         detail, remedy = uninformative(groups, attempt.rounds)
+        if failed := failing(groups, spec):
+            detail, remedy = f"{detail}: {failed[0]}", failed[1] or remedy
         return UserError("RewardsUninformative", detail, remedy)
     first = next(one for one in attempt.groups if isinstance(one, Skipped))
     return UserError(

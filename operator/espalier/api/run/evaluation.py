@@ -47,7 +47,8 @@ class Evaluation(Type):
         default_factory=_at_end,
         description="at Start asks the checkpoint that the run starts from as well (the base has "
         "no Checkpoint: its figures are in status.baseEvaluations of the run); at End the run's "
-        "last checkpoint, before the run ends.",
+        "last checkpoint, before the runner ends: the run may say Succeeded, and the next one "
+        "train, while these are asked.",
         max_length=2,
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )

@@ -111,6 +111,15 @@ class Usage(Type):
     )
 
 
+class BarrenRounds(Type):
+    """Rounds of sampling that brought no step."""
+
+    step: int = Field(ge=1, description="step of the run that they were sampled for.")
+    rounds: int = Field(ge=1, description="rounds so far, told at the 1st, 2nd, 4th and so on.")
+    reason: str = Field(max_length=64, description="reason is a CamelCase word.")
+    message: str = Field(max_length=2048, description="message says why no group teaches.")
+
+
 class TrainingRunStatus(Type):
     """The observed run. Only the operator writes it."""
 
@@ -170,6 +179,11 @@ class TrainingRunStatus(Type):
         json_schema_extra=list_map("name"),
     )
     progress: Progress | None = Field(default=None, description="progress of the run.")
+    barren_rounds: BarrenRounds | None = Field(
+        default=None,
+        description="barrenRounds are those that the latest step which had to wait for groups that "
+        "teach waits or waited for. The gateway writes them.",
+    )
     base_evaluations: list[EvaluationResult] = Field(
         default_factory=list,
         description="baseEvaluations are the figures of the base, which has no Checkpoint to bear "

@@ -23,7 +23,7 @@ from espalier.core.run import turn as turns
 from espalier.core.run.bounds import Used
 from espalier.core.run.progress import progress
 from espalier.core.run.provenance import provenance
-from espalier.core.run.run_health import rollouts_healthy, step_findings
+from espalier.core.run.run_health import barren, rollouts_healthy, step_findings
 from espalier.core.run.run_view import RunView
 from espalier.core.run.run_waits import (
     AWAITING_CLIENT,
@@ -94,7 +94,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         stage.suspended,
         stage.succeeded,
         *_tasks_ready(view),
-        *step_findings(metrics, run, view.model),
+        *step_findings(metrics, run, view.model, barren(run, step)),
         rollouts_healthy(view.model, view.rollouts),
     ]
     told, aged = progress(view.checkpoints, step, run.spec.steps, now, trains=training)
@@ -118,6 +118,7 @@ def decide(view: RunView, now: str) -> RunDecision:
         woken_for=old.woken_for,
         saves=old.saves,
         base_evaluations=old.base_evaluations,
+        barren_rounds=old.barren_rounds,
         conditions=conditions.settle(old.conditions, findings, run.metadata.generation, now),
     )
     bound = bounds.look_again(run.spec, spent, gpus, runs=runs)

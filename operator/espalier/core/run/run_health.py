@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from espalier.api.meta import Metric, decimal
+from espalier.api.run.status import BarrenRounds
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core import conditions
@@ -27,11 +28,26 @@ ALIGNED_MEAN = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 def step_findings(
-    metrics: Sequence[Metric], run: TrainingRun, model: TrainableModel | None
+    metrics: Sequence[Metric],
+    run: TrainingRun,
+    model: TrainableModel | None,
+    barren_rounds: BarrenRounds | None = None,
 ) -> list[Finding]:
-    """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first."""
+    """RewardsInformative and LogprobsAligned of the latest step; Unknown before the first.
+
+    While rounds for the next one teach nothing, that is what is said of rewards.
+    """
     values = {metric.name: decimal(metric.value) for metric in metrics}
-    return [_rewards(values, run, model), _logprobs(values, run, model)]
+    rewards = _rewards(values, run, model)
+    if barren_rounds is not None:
+        rewards = Finding(REWARDS_INFORMATIVE, "False", barren_rounds.reason, barren_rounds.message)
+    return [rewards, _logprobs(values, run, model)]
+
+
+def barren(run: TrainingRun, step: int) -> BarrenRounds | None:
+    """The rounds that brought no step yet; None once ``step``, the latest, is the one."""
+    told = run.status.barren_rounds
+    return told if told is not None and told.step > step else None
 
 
 def rollouts_healthy(model: TrainableModel | None, started: int) -> Finding:

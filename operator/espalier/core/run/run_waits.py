@@ -10,6 +10,7 @@ from espalier.core.conditions import Finding
 from espalier.core.pods import pods
 from espalier.core.run import continued
 from espalier.core.run import turn as turns
+from espalier.core.run.run_health import barren
 from espalier.core.run.run_view import RunView
 from espalier.core.run.runner_needs import UNCONFIGURED, unreadable_secret
 
@@ -47,6 +48,8 @@ def advance(view: RunView, step: int) -> tuple[list[Finding], bool]:
         return missing, False
     shown = f"step {step} of {view.run.spec.steps}"
     if view.driven:
+        if told := barren(view.run, step):
+            shown = f"{shown}; no group teaches in round {told.rounds} for the next: {told.message}"
         waits = _missing_runner(view, starting)
         return waits or conditions.ready(TRAINING, shown), True
     if not view.checkpoints and not step:

@@ -68,11 +68,14 @@ def _wants_to_train(run: TrainingRun) -> bool:
     return not (
         run.metadata.deletion_timestamp is not None
         or run.spec.suspend
-        or run.status.step >= run.spec.steps
-        or failure(run) is not None
-        or bounds.over(run)
+        or over(run)
         or _lacks_tasks(run)
     )
+
+
+def over(run: TrainingRun) -> bool:
+    """Whether the run as it is specified now takes no further step: it succeeded or failed."""
+    return run.status.step >= run.spec.steps or failure(run) is not None or bounds.over(run)
 
 
 def failure(run: TrainingRun) -> Condition | None:

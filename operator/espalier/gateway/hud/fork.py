@@ -1,8 +1,9 @@
 """Forks for HUD's client: creates a model, its head and a client-driven run for a user.
 
 They are created in the caller's name. Rights are asked for before, so that none is left half made
-for want of one, and the model is created last: a fork exists once its model does, so repeating an
-interrupted call completes it.
+for want of one. Repeating an interrupted call completes it: a fork by name is made model last, and
+exists once its model does; a model that says by annotations what it was made for is made first, and
+owns the others.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from espalier.api.meta import NAME_PATTERN
+from espalier.api.meta import NAME_PATTERN, ObjectMeta
 from espalier.core.gitowner import REQUESTED_BY
+from espalier.core.manifests.intent import owner_reference
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offer
 from espalier.gateway.access.on_behalf import acting_for, refused
@@ -67,17 +69,28 @@ class Forks:
     ) -> None:
         """Makes a model as it is given; one that exists with these annotations is this one.
 
+        Head and run are deleted with it.
+
         Raises:
             RefusalError: 409, a model of that name exists without them.
         """
         await self._require(user, fork, kinds)
-        existing = await self._get(ObjectKey("TrainableModel", fork.namespace, fork.name))
+        key = ObjectKey("TrainableModel", fork.namespace, fork.name)
+        existing = await self._get(key)
         known = (existing or {}).get("metadata", {}).get("annotations") or {}
         if existing is not None and not annotations.items() <= known.items():
             raise _exists(fork)
-        for kind, spec in fork_specs(model, fork.name).items():
+        specs = fork_specs(model, fork.name)
+        first = specs.pop("TrainableModel")
+        made = existing or await self._create(user, key.kind, fork, first, annotations)
+        # None: the same call, sent twice, made it meanwhile.
+        made = made or await self._get(key)
+        if made is None:
+            raise not_ready("NotCreated", f"{key} was deleted while it was made")
+        owner = ObjectMeta(name=fork.name, uid=made["metadata"]["uid"])
+        for kind, spec in specs.items():
             if kind in kinds:
-                await self._create(user, kind, fork, spec, annotations)
+                await self._create(user, kind, fork, spec, annotations, owner=owner)
 
     async def _require(self, user: User, fork: NamespacedName, kinds: Collection[str]) -> None:
         """Refuses a caller who may not make a model; or not see it, and would leave it behind."""
@@ -92,7 +105,7 @@ class Forks:
             raise _exists(fork)
         for kind, spec in fork_specs(model, fork.name).items():
             created = await self._create(user, kind, fork, spec)
-            if not created and kind == "TrainableModel":
+            if created is None and kind == "TrainableModel":
                 raise _exists(fork)
         seen = await self._watch.wait_for(
             # Wait for all three, so that the next call finds a run to train.
@@ -114,17 +127,22 @@ class Forks:
         fork: NamespacedName,
         spec: Body,
         annotations: Mapping[str, str] = MappingProxyType({}),
-    ) -> bool:
-        """False if an object of that name, which is not another model's, exists."""
-        metadata = {
+        *,
+        owner: ObjectMeta | None = None,
+    ) -> Body | None:
+        """What was created; None if an object of that name, no other model's, exists."""
+        metadata: Body = {
             "name": fork.name,
             "namespace": fork.namespace,
             "annotations": {REQUESTED_BY: user.name, **annotations},
         }
+        if owner is not None:
+            reference = owner_reference("TrainableModel", owner, controller=False)
+            metadata["ownerReferences"] = [reference]
         try:
             named = acting_for(self._cluster, user)
-            if await named.create(kind, {"metadata": metadata, "spec": spec}):
-                return True
+            if created := await named.create(kind, {"metadata": metadata, "spec": spec}):
+                return created
         except ClusterError as error:
             raise refused(error, user, f"{kind} {fork}", "NotCreated") from error
         # An interrupted fork left this object, or it is someone else's and the name is taken.
@@ -137,7 +155,7 @@ class Forks:
                 f"{kind} {fork} belongs to model {owner}",
                 "Choose another name for the fork",
             )
-        return False
+        return None
 
     async def _get(self, key: ObjectKey) -> Body | None:
         try:

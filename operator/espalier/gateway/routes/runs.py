@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from espalier.core.run.continued import counted_as
+from espalier.core.run.turn import over
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.problems import RefusalError
@@ -22,7 +23,7 @@ class RunRoutes:
         self._auth = auth
 
     async def get(self, request: web.Request) -> web.Response:
-        """The run's present spec, its term, and whether it is suspended or paused."""
+        """The run's present spec, its term, and whether it is suspended, paused or over."""
         user = await self._callers.caller(request, "read", "train")
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "get", "trainingruns", name)
@@ -44,5 +45,6 @@ class RunRoutes:
                 "term": live_term(world, model),
                 "suspended": bool(run.spec.suspend),
                 "paused": is_paused(world, model) or bool(misaligned(run)),
+                "over": over(run),
             }
         )

@@ -10,8 +10,8 @@ from espalier.api.run.rules.custom_loss import CUSTOM_LOSS
 from espalier.api.run.rules.driver import NEEDS, RUNNER, of_runner_alone, unseen_sampling
 from espalier.api.run.rules.evaluation import EVALUATION
 from espalier.api.run.rules.groups import GROUPS
-from espalier.api.run.rules.objective import OBJECTIVE, cross_entropy_reads_no_advantages
-from espalier.api.run.rules.rewards import REWARDS
+from espalier.api.run.rules.objective import OBJECTIVE, later_objective
+from espalier.api.run.rules.rewards import REWARDS, later_rewards
 from espalier.api.run.rules.steps import STEPS
 
 
@@ -22,7 +22,8 @@ def run_rules() -> dict[str, Any]:
     )
     rules["x-kubernetes-validations"] += [
         *of_runner_alone(),
-        cross_entropy_reads_no_advantages(),
+        *later_objective(),
+        *later_rewards(),
         unseen_sampling(),
     ]
     return rules

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from espalier.api.meta import Rule
+from typing import Any
+
+from espalier.api.meta import Rule, newly
 from espalier.api.run.taskset import is_played
 
 REWARDS: tuple[Rule, ...] = (
@@ -68,3 +70,33 @@ REWARDS: tuple[Rule, ...] = (
         ".overlong.policy",
     ),
 )
+
+_FREE_LENGTHS = (
+    "has({run}.lengthPenalty) && {run}.lengthPenalty.targetTokens"
+    " >= (has({run}.sampling) ? {run}.sampling.maxTokens : 256)"
+)
+_NO_WEIGHT = (
+    "has({run}.rewards) && {run}.rewards.all(r, double(r.weight) == 0.0)"
+    " && !has({run}.lengthPenalty)"
+    " && !(has({run}.overlong) && {run}.overlong.policy == 'SoftPenalty')"
+)
+
+
+def later_rewards() -> list[dict[str, Any]]:
+    """Rules that came after runs did."""
+    return [
+        newly(
+            f"!({_FREE_LENGTHS.format(run='self')})",
+            "lengthPenalty.targetTokens must be below sampling.maxTokens, which is 256 if unset, "
+            "or no completion loses anything: lower it or raise that",
+            ".lengthPenalty.targetTokens",
+            unless=_FREE_LENGTHS.format(run="before"),
+        ),
+        newly(
+            f"!({_NO_WEIGHT.format(run='self')})",
+            "every weight in rewards is 0, so that all rewards are equal and nothing is learnt: "
+            'give one of them a weight, such as "1.0"',
+            ".rewards",
+            unless=_NO_WEIGHT.format(run="before"),
+        ),
+    ]
