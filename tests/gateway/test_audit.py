@@ -11,15 +11,19 @@ import pytest
 from aiohttp import web
 from tests.gateway.conftest import Gateway
 from tests.gateway.test_completions import ASK, Start, answer, serve
-from tests.gateway.test_tinker import CHOICE, PROMPT
+from tests.gateway.test_saves import Saved, saved
+from tests.gateway.test_tinker import CHOICE, PROMPT, answers
+from tests.gateway.test_training import training
 from tests.gateway.world import digest
 
 from espalier.gateway.access.audit import LOGGER
 from espalier.gateway.tinker import results
 from espalier.gateway.tinker.futures import Future
-from espalier.gateway.tinker.names import Sampler, Session
+from espalier.gateway.tinker.names import Sampler, Session, TinkerModel
 from espalier.gateway.world.world import NamespacedName
 from espalier.process import JsonFormatter
+
+__all__ = ["saved"]
 
 
 @pytest.fixture
@@ -166,6 +170,26 @@ async def test_a_sample_whose_id_was_written_by_hand_is_told_once_where_it_is_be
 async def retrieved_by(gateway: Gateway, token: str, future: str) -> int:
     reply = await gateway.post("/api/v1/retrieve_future", {"request_id": future}, token)
     return reply.status
+
+
+async def test_a_save_is_told_where_it_changes_something_also_the_end_of_a_name(
+    gateway: Gateway, upstream: Start, saved: Saved, lines: Any
+) -> None:
+    saved.seen()
+    pod = await upstream(answers((200, {"checkpoint": saved.name, "digest": digest("a1")})))
+    training(gateway, pod.port)
+    model = TinkerModel.new(Session(saved.namespace, "0" * 16), 0, "arith")
+
+    async def told(**asked: Any) -> list[tuple[str, str, str]]:
+        future = Future("save", str(model), 1, {"type": "save_weights", "path": "best", **asked})
+        reply = await gateway.post("/api/v1/retrieve_future", {"request_id": str(future)})
+        assert reply.status == 200, await reply.text()
+        saved.seen()
+        return [(line["action"], line["outcome"], line["after"]) for line in lines()]
+
+    assert await told() == [("Save", "Done", "best")]
+    assert await told() == []
+    assert await told(ttl_seconds=3600) == [("Save", "Done", "best")]
 
 
 async def test_a_name_that_is_none_fills_no_log(gateway: Gateway, lines: Any) -> None:

@@ -12,7 +12,7 @@ from tests.api.manifests import CHECKPOINT
 from tests.gateway.conftest import Gateway
 
 from espalier.gateway.tinker.names import Session, TinkerModel, WeightsPath
-from espalier.gateway.tinker.saves import Saves, every, find
+from espalier.gateway.tinker.saves import Recorded, Saves, every, find
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cluster import STATUS_MANAGER
@@ -39,6 +39,9 @@ class Saved:
 
     async def save(self, name: str, **more: Any) -> str:
         given = {"ttl_seconds": None, "metadata": None, "overwrite": False} | more
+        return (await self.recorded(name, **given)).problem
+
+    async def recorded(self, name: str, **given: Any) -> Recorded:
         return await self.saves.record(self.path(name), self.name, **given)
 
     def seen(self) -> dict[str, Any]:
@@ -123,7 +126,7 @@ async def test_the_name_of_a_checkpoint_itself_takes_neither_an_end_nor_metadata
     listed = TinkerModel.listed(NamespacedName(saved.namespace, "arith"))
     path = WeightsPath(listed, "weights", saved.name)
     bare: dict[str, Any] = {"ttl_seconds": None, "metadata": None, "overwrite": True}
-    assert await saved.saves.record(path, saved.name, **bare) == ""
+    assert await saved.saves.record(path, saved.name, **bare) == Recorded()
     for asked in ({"ttl_seconds": 60}, {"metadata": {"loss": "0.5"}}):
         refused = await saved.saves.record(path, saved.name, **bare | asked)
-        assert "the name of the Checkpoint itself" in refused
+        assert "the name of the Checkpoint itself" in refused.problem

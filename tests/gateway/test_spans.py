@@ -17,6 +17,8 @@ from dev.ports import free_port
 from tests.gateway.conftest import PRIVATE_KEY, Gateway, new_users
 from tests.gateway.process import apply, served, signing_key, started, trained, until
 from tests.gateway.test_completions import ASK, Start, answer, serve
+from tests.gateway.test_traces import got, rolled_out, take, train, trainer_asked
+from tests.gateway.test_traces import served as sampled
 from tests.gateway.test_two_gateways import trainer
 from tests.gateway.world import digest
 from tests.telemetry.collector import SOON, Collector, collector
@@ -24,6 +26,7 @@ from tests.trainer import tiny
 
 from espalier.client import GatewayClient
 from espalier.core.names import audience
+from espalier.gateway.hud import traces
 from espalier.telemetry import recorder, spans
 
 GATEWAY, HERE = "espalier-gateway", "here"
@@ -118,7 +121,7 @@ async def test_a_forward_backward_is_one_trace_from_the_clients_step_to_the_engi
         )
     assert step.trace == at_trainer.trace == engine.trace
     about = {spans.NAMESPACE: space, spans.MODEL: "arith"}
-    position = {spans.STEP: 1, spans.CHECKPOINT: "tiny-000001"}
+    position = {spans.STEP: 1, spans.CHECKPOINT: f"{tiny.MODEL}-000001"}
     assert (about | position).items() <= step.about.items()
     assert position.items() <= at_trainer.about.items()
     assert step.about[spans.REQUEST_ID] == at_trainer.about[spans.REQUEST_ID]
@@ -152,6 +155,20 @@ async def test_a_sample_goes_on_with_its_callers_trace_and_tells_no_prompt_no_ke
     told = json.dumps([span.about for span in here.spans])
     assert PROMPT not in told
     assert gateway.users.trainer not in told
+
+
+async def test_what_a_trainer_is_handed_later_is_not_of_the_request_that_was_held_first(
+    here: Collector, gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "LOOK_SECONDS", 0.01)
+    model = await sampled(gateway, upstream)
+    await rolled_out(gateway)
+    trainer = await upstream(take)
+    train(gateway, model, trainer.port)
+    async with asyncio.timeout(10):
+        while len(got(trainer)) < 5:
+            await trainer_asked()
+    assert not [request for request in trainer.requests if "traceparent" in request.headers]
 
 
 async def test_a_collector_that_never_answers_costs_spans_and_no_time(

@@ -120,6 +120,8 @@ def test_the_formula_of_a_built_in_loss_has_its_value_and_its_gradient(name: str
         ("return np.sum(logprobs[0]), {'Bad name': 1.0}", "Malformed", "'Bad name'"),
         ("return np.sum(logprobs[0]), {'sum': 1.0}", "Malformed", "one of the step's own"),
         ("return np.sum(logprobs[0]), {'kl': float('inf')}", "NotFinite", "the metric kl is inf"),
+        ("return np.sum(logprobs[0]), {'kl': logprobs[0]}", "Malformed", "the metric kl is no"),
+        ("return np.sum(logprobs[0]), {'kl': None}", "Malformed", "the metric kl is no number"),
         ("return data[0].nothing", "Raised", "line 3: AttributeError"),
         ("raise SystemExit('enough')", "Raised", "line 3: SystemExit: enough"),
         ("return loss(data, logprobs)", "Raised", "line 3: RecursionError"),

@@ -161,6 +161,14 @@ def test_a_forward_tells_what_the_reference_thinks_of_the_same_tokens(
     assert tiny.send(engine, "backward", custom, ("s", 2)).status == 200
 
 
+def test_a_forward_without_a_reference_is_on_the_wire_what_it_was_before_there_were_any() -> None:
+    """A trainer of another version takes it, and a resend after an upgrade has the same digest."""
+    plain = ForwardRequest(inputs=tiny.trajectories(0))
+    assert "reference" not in json.loads(plain.model_dump_json())
+    near = plain.model_copy(update={"reference": "base"})
+    assert json.loads(near.model_dump_json())["reference"] == "base"
+
+
 def test_a_model_that_is_trained_in_full_has_no_base_left(volume: Volume) -> None:
     full = tiny.policy(volume.path, volume.base, tiny.FULL)
     engine = tiny.engine(volume.path, volume.base, full)

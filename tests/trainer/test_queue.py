@@ -11,6 +11,7 @@ from tests.trainer import tinker, tiny
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire.declared import Declared
+from espalier.api.wire.gradients import BackwardRequest, ForwardRequest, ForwardResult
 from espalier.api.wire.problem import Problem
 from espalier.trainer.engine import queue
 from espalier.trainer.engine.engine import Engine
@@ -154,6 +155,23 @@ def test_a_batch_of_which_a_restart_has_lost_gradients_ends_with_its_step(engine
     assert [tinker.reason(engine, seq) for seq in (2, 3)] == ["GradientsLost"] * 2
     assert tinker.reason(engine, 4) == "BatchBroken"
     assert [tinker.status(engine, seq) for seq in (5, 6)] == [200, 200]
+
+
+def test_a_backward_that_drops_what_another_client_left_still_has_its_forward(
+    engine: Engine,
+) -> None:
+    tinker.accept(engine, *STEP[0])
+    tinker.work(engine)
+    asked = ForwardRequest(inputs=tiny.trajectories(), group_size=3)
+    seen = ForwardResult.model_validate_json(tiny.send(engine, "forward", asked, ("ours", 1)).body)
+    weights = [[1.0] * len(datum.logprobs) for datum in seen.data]
+    custom = BackwardRequest(forward_id=seen.forward_id, weights=weights)
+    assert tiny.send(engine, "backward", custom, ("ours", 2)).status == 200
+    assert [record.key.session for record in engine.state.log.pending()] == ["ours"]
+    # A later one is of other weights.
+    tiny.send(engine, "optim-step", tiny.optim_step(), ("ours", 3))
+    with pytest.raises(CommandError, match="ForwardNotFound"):
+        tiny.send(engine, "backward", custom, ("ours", 4))
 
 
 def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(

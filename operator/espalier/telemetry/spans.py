@@ -127,6 +127,14 @@ def here(work: Callable[[], T]) -> Callable[[], T]:
     return lambda: context.run(work)
 
 
+def apart() -> contextvars.Context:
+    """The context of a task that goes on after what begins it: it is of no trace.
+
+    Otherwise each of its requests, polls without end among them, would be a span of that one trace.
+    """
+    return contextvars.Context()
+
+
 def _use(recorder: Recorder | None) -> None:
     global _recorder  # noqa: PLW0603
     _recorder = recorder

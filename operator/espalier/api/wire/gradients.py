@@ -29,10 +29,13 @@ class ForwardRequest(TrajectoriesRequest):
     """Log-probs without gradients.
 
     ``reference`` (ours, not HUD's) asks for those of a reference policy as well: ``base``, which is
-    the policy with its adapter switched off, or the name of a Checkpoint. LoRA only.
+    the policy with its adapter switched off, or the name of a Checkpoint. LoRA only. Without one
+    the request is as versions before wrote it, whose trainers and logs know no such field.
     """
 
-    reference: Annotated[str, Field(min_length=1, max_length=63)] | None = None
+    reference: Annotated[str, Field(min_length=1, max_length=63)] | None = Field(
+        default=None, exclude_if=lambda v: v is None
+    )
 
 
 class ForwardBackwardRequest(TrajectoriesRequest, Objective):

@@ -17,6 +17,7 @@ from espalier.backoff import Backoff
 from espalier.controllers.peers.peer import Peer
 from espalier.controllers.peers.trainer_client import Trainer, TrainerError
 from espalier.core.pods.pods import Pod
+from espalier.telemetry import spans
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class CommitStreams:
         if trainer is None:
             ledger.problem = ledger.warnings = None
             return
-        task = asyncio.create_task(self._follow(namespace, model, trainer))
+        polls = self._follow(namespace, model, trainer)
+        task = asyncio.create_task(polls, context=spans.apart())
         self._tasks[namespace, model] = (trainer.instance, task)
 
     def rewind(self, namespace: str, model: str) -> None:

@@ -28,6 +28,7 @@ from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.routing import find_model
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
+from espalier.telemetry import spans
 from espalier.untrusted import UnreadableError, read_json
 
 TRACE = "Trace-Id"
@@ -190,7 +191,7 @@ class TraceRoutes:
             _log.warning("no more traces are held", extra={"trace": trace})
             return NOT_KEPT
         if outbox.task is None or outbox.task.done():
-            outbox.task = asyncio.create_task(self._look())
+            outbox.task = asyncio.create_task(self._look(), context=spans.apart())
         return HELD
 
     async def _look(self) -> None:

@@ -180,16 +180,17 @@ class Results:
         path = WeightsPath(model, kind, asked.path)
         act.target, act.after = f"model {model}", asked.path
         before = find(self._watch.world, path)
-        if problem := await self._saves.record(
+        recorded = await self._saves.record(
             path,
             checkpoint,
             ttl_seconds=asked.ttl_seconds,
             metadata=asked.user_metadata,
             overwrite=asked.overwrite or asked.type in _PATHS,
-        ):
-            return Failed(problem)
+        )
+        if recorded.problem:
+            return Failed(recorded.problem)
         act.before = before.checkpoint if before is not None else ""
-        act.told = before is None or before.checkpoint != checkpoint
+        act.told = recorded.wrote
         return Done({"path": str(path), "type": asked.type})
 
     async def _ephemeral(

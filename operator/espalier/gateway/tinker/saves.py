@@ -45,6 +45,14 @@ class Saved:
     given: bool = True
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """What became of a wish to save: why it cannot be, or whether anything was written for it."""
+
+    problem: str = ""
+    wrote: bool = False
+
+
 def now() -> str:
     """The time, RFC 3339 in UTC to the second."""
     return _text(datetime.now(UTC))
@@ -121,29 +129,29 @@ class Saves:
         ttl_seconds: int | None,
         metadata: Mapping[str, str] | None,
         overwrite: bool,
-    ) -> str:
+    ) -> Recorded:
         """Saves a checkpoint (empty: the model before its first step) under a name.
 
-        Returns:
-            Why it cannot be; empty once it is. Saved again under the same name, a checkpoint takes
-            the end and the metadata that are given now; asked for the same again, nothing changes.
+        Saved again under the same name, a checkpoint takes the end and the metadata that are given
+        now; asked for the same again, nothing is written.
         """
         before = find(self._watch.world, path)
         if before is not None and not before.given:
-            return _own_name(before, checkpoint, bare=ttl_seconds is None and not metadata)
+            bare = ttl_seconds is None and not metadata
+            return Recorded(_own_name(before, checkpoint, bare=bare))
         same = before is not None and before.checkpoint == checkpoint
         if before is not None and not (same or overwrite):
-            return _taken(before)
+            return Recorded(_taken(before))
         if before is not None and same:
             made = datetime.fromisoformat(before.save.time)
             if before.save == _save(path, made, ttl_seconds, metadata):
-                return ""
+                return Recorded()
         save = _save(path, datetime.now(UTC), ttl_seconds, metadata)
         if problem := await self._put(self._place(path.model, checkpoint), save):
-            return problem
+            return Recorded(problem)
         if before is not None and not same:
             await self.change(before, expires_at=now())
-        return ""
+        return Recorded(wrote=True)
 
     async def change(self, saved: Saved, *, expires_at: str | None) -> None:
         """Gives a name another end; one that has passed removes it."""

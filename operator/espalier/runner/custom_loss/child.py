@@ -110,11 +110,18 @@ def _metrics(told: Any) -> dict[str, float]:
             raise LossError(f"a metric is named {name!r}: use lower-case letters, digits and '_'")
         if name in OWN_METRICS:
             raise LossError(f"a metric is named {name!r}, as one of the step's own: rename it")
-        number = float(np.reshape(getval(value), ()))
+        number = _number(name, getval(value))
         if not np.isfinite(number):
             raise LossError(f"the metric {name} is {number}", "NotFinite")
         found[name] = number
     return found
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(np.reshape(value, ()))
+    except (TypeError, ValueError) as error:
+        raise LossError(f"the metric {name} is no number: {error}") from error
 
 
 def _check_finite(gradient: Sequence[Any]) -> None:

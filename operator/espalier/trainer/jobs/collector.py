@@ -6,6 +6,11 @@ Leaves ``{"removed": count, "kept": {digest: why}}`` in the termination log.
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import argparse
 import os
 from collections.abc import Sequence
@@ -13,7 +18,6 @@ from pathlib import Path
 
 from espalier.core.volume import is_digest
 from espalier.process import configure_logs, leave_message
-from espalier.termination import end_on_sigterm
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.log_admin import forget, resumes_from
 
@@ -77,5 +81,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     configure_logs()
-    end_on_sigterm()
     raise SystemExit(main())

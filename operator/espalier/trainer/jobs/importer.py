@@ -8,6 +8,11 @@ base, its ``contextTokens`` and whether a ``chatTemplate`` is there, and ``"adap
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import argparse
 import hashlib
 import os
@@ -21,7 +26,6 @@ from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.model.adapter import Adapter
 from espalier.api.source import Resolved
 from espalier.api.wire.problem import Problem
-from espalier.termination import end_on_sigterm
 from espalier.trainer.jobs.import_progress import Progress, served
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
@@ -260,5 +264,4 @@ def _downloaded(
 
 if __name__ == "__main__":
     process.configure_logs()
-    end_on_sigterm()
     raise SystemExit(main())

@@ -6,6 +6,11 @@ kubelet would make them too, as root, and on volumes that know no fsGroup nobody
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import os
 from collections.abc import Mapping
 from pathlib import Path

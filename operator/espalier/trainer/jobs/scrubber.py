@@ -6,6 +6,11 @@ a ``core.checkpoints.scrub_report.Report`` in the termination log.
 
 from __future__ import annotations
 
+from espalier.termination import end_on_sigterm
+
+if __name__ == "__main__":
+    end_on_sigterm()
+
 import argparse
 import errno
 import hashlib
@@ -25,7 +30,6 @@ from espalier.core.checkpoints.scrub_report import (
 )
 from espalier.core.volume import Kind
 from espalier.process import configure_logs, leave_message
-from espalier.termination import end_on_sigterm
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 
 _CHUNK = 1 << 20
@@ -136,5 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     configure_logs()
-    end_on_sigterm()
     raise SystemExit(main())

@@ -195,9 +195,9 @@ class CommandLog(LogQueries):
         self._drop_bodies()
 
     def drop_pending(self) -> None:
-        """Logs the end of all pending gradients: nobody will step on them."""
+        """Logs the end of all pending gradients: nobody will step on them. Forwards are kept."""
         with volume_written(self._bodies.directory), self._db.transaction():
-            self._end_pending()
+            self._db.execute("UPDATE commands SET pending = 0 WHERE pending = 1")
         self._drop_bodies()
 
     def commit(self, record: Record, answer: str, commit: Commit, cursor: str) -> None:
@@ -272,5 +272,8 @@ class CommandLog(LogQueries):
         """
         # Under the lock: what arrives meanwhile has its file before it is in the inbox.
         with suppress(OSError), self._db.lock:
-            rows = self._db.rows("SELECT number, body FROM commands WHERE status IS NULL")
+            rows = self._db.rows(
+                "SELECT number, body FROM commands WHERE status IS NULL "
+                "OR (kind = 'forward' AND held = 1)"
+            )
             self._bodies.keep_only(((row[0], row[1]) for row in rows), self.inbox.files())
