@@ -34,7 +34,11 @@ fi
 # The package itself is editable, so that code changes need no install and vLLM finds the plug-in's entry point.
 # The environment is shared by checkouts: the last one to call wins.
 installed="$root $(sha256sum < "$root/pyproject.toml")"
-if [ "$(cat "$venv/.root" 2>/dev/null)" != "$installed" ]; then
+before=$(cat "$venv/.root" 2>/dev/null || true)
+if [ "$before" != "$installed" ]; then
+  other=$(sed -E 's/ [0-9a-f]{64}  -$//' <<<"$before")
+  [ ! -d "$other" ] || [ "$other" = "$root" ] ||
+    say "the environment runs the code of $root now, and no longer that of $other: run 'make env' there to go back, or give each an ESPALIER_CACHE"
   "$uv" pip install -q --python "$venv/bin/python" --no-deps "${builders[@]}" -e "$root"
   printf %s "$installed" > "$venv/.root"
 fi

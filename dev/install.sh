@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs or upgrades Espalier from the chart, watching the given namespaces; makes those that are missing.
 #   dev/install.sh NAMESPACE...
-# Namespaces that it already watches stay watched. Images are those of the latest `make images`.
+# Namespaces that it already watches stay watched, and other values of the release stay. Images are those of the latest
+# `make images`.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 [ $# -gt 0 ] || die "usage: dev/install.sh NAMESPACE..."
@@ -27,7 +28,7 @@ existing=$("$bin/kubectl" get namespaces -o name | cut -d/ -f2)
 namespaces=$(printf '%s\n' "$@" $watched | sort -u | grep -Fxf <(echo "$existing") | paste -sd,)
 
 "$bin/helm" upgrade --install espalier "$root/charts/espalier" --namespace "$system" --create-namespace \
-  --values "$root/charts/espalier/values-kind.yaml" --set "namespaces={$namespaces}" \
+  --reset-then-reuse-values --values "$root/charts/espalier/values-kind.yaml" --set "namespaces={$namespaces}" \
   --set "images.operator=$ESPALIER_IMAGE_OPERATOR" --set "images.trainer=$ESPALIER_IMAGE_TRAINER" \
   --set "images.rollout=$ESPALIER_IMAGE_ROLLOUT" --set "images.runner=$ESPALIER_IMAGE_RUNNER" \
   --wait --timeout 5m >/dev/null

@@ -131,6 +131,49 @@ async def test_a_preview_of_an_image_runs_its_modules_in_the_working_directory(
     assert "module adding has no function play" in done.output
 
 
+IMAGE_TASKSETS = (
+    {"python": {"image": "i", "tasks": "absent:tasks", "rollout": "absent:rollout"}},
+    {"verifiers": {"image": "i", "id": "absent"}},
+)
+
+
+@pytest.mark.parametrize("played", IMAGE_TASKSETS, ids=["wrong directory", "no verifiers"])
+async def test_a_preview_that_finds_no_module_says_where_it_looked_and_shows_none_of_our_lines(
+    espalier: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    played: dict[str, Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = await espalier(
+        "preview", "-f", manifest(tmp_path / "run.yaml", taskset={"seed": 1} | played)
+    )
+    assert done.exit_code != 0
+    assert "ModuleNotFoundError" in done.output
+    assert "go to the directory of the image's modules" in done.output
+    assert "container" not in done.output
+    # The process of the functions writes there.
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_a_preview_shows_where_the_users_own_module_fails(
+    espalier: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "adding.py").write_text("import absent\n")
+    monkeypatch.chdir(tmp_path)
+    python = {"image": "i", "tasks": "adding:tasks", "rollout": "adding:rollout"}
+    await espalier(
+        "preview", "-f", manifest(tmp_path / "run.yaml", taskset={"seed": 1, "python": python})
+    )
+    shown = capfd.readouterr().err
+    assert "adding.py" in shown
+    assert "host.py" not in shown
+
+
 async def test_a_preview_of_a_mix_shows_no_index_as_an_answer(
     espalier: Command, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from espalier.gateway.tinker.names import Sampler, Session
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import ClusterError
 from espalier.tinker.commands import ADAPTER_FILES, FILES
+from espalier.tinker.messages_pb2 import SampleResponse
 
 PROMPT = {"chunks": [{"type": "encoded_text", "tokens": [1, 2]}]}
 CHOICE = {
@@ -69,14 +70,22 @@ def said(message: str) -> dict[str, Any]:
     return {"error": {"message": message}}
 
 
-async def sampled(gateway: Gateway, model: NamespacedName, number: int = 0) -> tuple[int, Any]:
+async def sampled(
+    gateway: Gateway, model: NamespacedName, number: int = 0, **params: Any
+) -> tuple[int, Any]:
     """Status and body of the first poll of a sample."""
-    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
-    params = {"max_tokens": 1}
-    asked = {"sampling_session_id": str(sampler), "seq_id": number, "sampling_params": params}
-    reply = await gateway.post("/api/v1/asample", asked | {"prompt": PROMPT})
+    reply = await sample(gateway, model, number, **params)
     assert reply.status == 200, await reply.text()
     return await retrieved(gateway, (await reply.json())["request_id"])
+
+
+async def sample(
+    gateway: Gateway, model: NamespacedName, number: int = 0, **params: Any
+) -> aiohttp.ClientResponse:
+    sampler = Sampler(Session(model.namespace, "0" * 16), 0, model, "base")
+    asked = {"sampling_session_id": str(sampler), "seq_id": number, "prompt": PROMPT}
+    params = {"max_tokens": 1, **params}
+    return await gateway.post("/api/v1/asample", asked | {"sampling_params": params})
 
 
 async def retrieved(gateway: Gateway, future: str) -> tuple[int, Any]:
@@ -103,6 +112,30 @@ async def test_a_sample_that_fails_is_told_with_whose_fault_it_is(
     status, told = await sampled(gateway, serve(gateway, pod.port))
     assert (status, told["category"]) == (200, category)
     assert says in told["error"]
+
+
+async def test_a_sample_of_no_tokens_has_none(gateway: Gateway, upstream: Start) -> None:
+    """Its client wants the prompt's log-probs, and vLLM draws one token at least."""
+    pod = await upstream(answers((200, {"choices": [CHOICE]})))
+    status, body = await sampled(gateway, serve(gateway, pod.port), max_tokens=0)
+    assert status == 200
+    (sequence,) = SampleResponse.FromString(body).sequences
+    assert (sequence.tokens, sequence.logprobs) == (b"", b"")
+
+
+async def test_a_value_out_of_range_is_refused_without_a_list_of_other_fields(
+    gateway: Gateway,
+) -> None:
+    model = gateway.world.model("arith")
+    for params, said in (
+        ({"max_tokens": -1}, "max_tokens: Input should be greater than or equal to 0"),
+        ({"temperature": "hot"}, "temperature: Input should be a valid number"),
+    ):
+        reply = await sample(gateway, model, **params)
+        assert reply.status == 422
+        told = await reply.json()
+        assert said in told["detail"]
+        assert "The fields are" not in told["detail"]
 
 
 async def test_a_lost_connection_is_not_the_clients_concern(
@@ -233,6 +266,19 @@ async def test_bases_are_named_to_those_who_may_fork_or_sample_in_their_namespac
         reply = await gateway.post(f"/api/v1/{route}", asked, token)
         assert (reply.status, (await reply.json())["reason"]) == (404, "BaseNotFound")
         assert ("registry.example/model:1" in await reply.text()) == named
+
+
+async def test_only_models_that_their_caller_could_train_are_named_for_that(
+    gateway: Gateway,
+) -> None:
+    for name, driver in (("driven", "Client"), ("declared", "Runner"), ("idle", "")):
+        model = gateway.world.model(name)
+        if driver:
+            gateway.world.run(model, name, driver=driver)
+    asked = {"session_id": str(Session(model.namespace, "0" * 16)), "model_seq_id": 0}
+    for token, named in ((gateway.users.trainer, "driven"), (gateway.users.reader, "none")):
+        reply = await gateway.post("/api/v1/create_model", asked | {"base_model": "none"}, token)
+        assert f"to be trained by name: {named}." in (await reply.json())["detail"]
 
 
 def deleted_while_asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,21 @@ async def test_a_conversation_goes_on_from_the_tokens_that_were_sampled() -> Non
         ([*range(12), 7, 8], 5),
     ]
     assert len(batch.groups[0][0].turns) == 4
+
+
+async def test_messages_that_a_rollout_was_given_stay_as_they_are() -> None:
+    given = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a?"}]
+    before = copy.deepcopy(given)
+
+    async def talk(task: Question, session: Session) -> float:
+        await session.sample(given)
+        await session.say(*given)
+        await session.say("b?")
+        return 1.0
+
+    (rollout,) = (await Job(Echo(), talk).run(TASKS[:1])).groups[0]
+    assert rollout.error == ""
+    assert given == before
 
 
 async def test_a_conversation_needs_something_to_answer() -> None:

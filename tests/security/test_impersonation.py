@@ -54,10 +54,11 @@ def team(apiserver: ApiServer) -> str:
     apiserver.kubectl("apply", "-f", "-", stdin="\n---\n".join(wanted))
     for account in ("ann", "bob"):
         apiserver.kubectl("create", "serviceaccount", account, "-n", name)
-    apiserver.kubectl(
-        *("create", "rolebinding", "ann", "-n", name, "--clusterrole=espalier-edit"),
-        f"--serviceaccount={name}:ann",
-    )
+    for role in ("espalier-edit", "espalier-view"):
+        apiserver.kubectl(
+            *("create", "rolebinding", f"ann-{role}", "-n", name, f"--clusterrole={role}"),
+            f"--serviceaccount={name}:ann",
+        )
     return name
 
 
@@ -161,7 +162,8 @@ async def test_a_head_that_was_moved_says_for_whom_until_somebody_else_edits_it(
     def forged() -> str:
         lie = json.dumps({"metadata": {"annotations": {REQUESTED_BY: "eve"}}})
         try:
-            return apiserver.kubectl(*patch, lie, "--dry-run=server")
+            # Not as the administrator: who may impersonate eve may write her name.
+            return apiserver.kubectl(*patch, lie, "--dry-run=server", f"--as={user.name}")
         except ApiServerError as error:
             return str(error)
 

@@ -350,7 +350,7 @@ def test_an_import_says_how_far_it_is_at_one_write_in_fifteen_seconds() -> None:
             w.importer.told = None
             await w.rest(20, seconds=1.0)
             assert "importProgress" not in w.status(MODEL, "tiny")
-            assert "kubectl logs job/tiny-import" in w.condition(MODEL, "tiny", "Ready")["message"]
+            assert "has yet to say how far it is" in w.condition(MODEL, "tiny", "Ready")["message"]
             w.kubelet.slow.clear()
             await w.until(
                 lambda: w.condition(MODEL, "tiny", "Ready")["status"] == "True", "imported"

@@ -66,7 +66,9 @@ def main(base: str, never_issued: str) -> None:
     def step(**adam: Any) -> Callable[[], Any]:
         def call() -> Any:
             training.forward_backward(DATA, "cross_entropy").result()
-            return training.optim_step(types.AdamParams(**adam)).result()
+            stepped = training.optim_step(types.AdamParams(**adam)).result()
+            # What a refused step was given is not left behind.
+            assert stepped.metrics["tokens/trained"] == len(DATA[0].loss_fn_inputs["weights"].data)
 
         return call
 
@@ -75,8 +77,10 @@ def main(base: str, never_issued: str) -> None:
     tell("learning rate NaN", step(learning_rate=math.nan))
     tell("learning rate below 0", step(learning_rate=-1.0))
     tell("beta above 1", step(learning_rate=1e-3, beta1=1.5))
-    # Those that were refused are no obstacle, and what they were given is not left behind.
+    tell("learning rate infinite", step(learning_rate=math.inf))
+    tell("epsilon 0", step(learning_rate=1e-3, eps=0.0))
     tell("after mistakes", step(learning_rate=1e-3))
+    first = training.save_state("first").result().path
 
     # Another client of the same model, by the name of its TrainableModel.
     session, _, number = training.model_id.partition(":train:")
@@ -96,6 +100,7 @@ def main(base: str, never_issued: str) -> None:
     evicted.sample(TEXT, 1, SAMPLING).result()
     wait("the head to be pinned", training.model_id)
     tell("held", step(learning_rate=1e-3))
+    tell("earlier weights", lambda: training.load_state(first).result())
     wait("the first checkpoint to be deleted", training.model_id)
     tell("evicted sampler", sample(evicted))
     sampler = sampling()

@@ -52,6 +52,7 @@ NOT_OFFERED = "is not served here"
 _USAGE = "Prometheus and the API server's audit log have this"
 _ARCHIVE = "until 0.35; `espalier checkpoint export` writes the files"
 _COPY = "a checkpoint is loaded by its path from every session of its namespace"
+_IN_PLACE = "before the first step, or where training stands (else `LoadTooLate`)"
 
 ROWS: dict[str, Row] = {
     "ServiceClient.close": works("ends the session; its models stay"),
@@ -75,8 +76,8 @@ ROWS: dict[str, Row] = {
     "TrainingClient.get_info": works(""),
     "TrainingClient.get_telemetry": local(""),
     "TrainingClient.get_tokenizer": works("from a directory of the base's name, or the hub"),
-    "TrainingClient.load_state": works("goes to the checkpoint, with a fresh optimizer"),
-    "TrainingClient.load_state_with_optimizer": works("goes to the checkpoint"),
+    "TrainingClient.load_state": works(f"{_IN_PLACE}, with a fresh optimizer"),
+    "TrainingClient.load_state_with_optimizer": works(_IN_PLACE),
     "TrainingClient.optim_step": works("all parameters of Adam"),
     "TrainingClient.save_state": works("a name of the Checkpoint"),
     "TrainingClient.save_weights_and_get_sampling_client": works("a sampler of that checkpoint"),

@@ -69,7 +69,8 @@ async def test_four_ways_end_in_the_same_weights(stage: Stage, key: str, tmp_pat
     )
     done = await sdk.run(
         sdk.NEWEST,
-        sdk.environment(stage.url, key, tmp_path),
+        # Nobody is shown what the SDK will remove.
+        sdk.environment(stage.url, key, tmp_path) | {"PYTHONWARNINGS": "error:DEPRECATED"},
         str(_file(tmp_path, "Tinker's client")),
     )
     assert done.code == 0, done.errors[-3000:]

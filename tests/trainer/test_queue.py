@@ -19,6 +19,7 @@ from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume import inbox, results
 from espalier.trainer.volume.command_log import Key, Kind
+from espalier.trainer.volume.inbox import Arrival
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
 Sent = tuple[int, Kind, bytes]
@@ -202,6 +203,25 @@ def test_a_failed_part_of_a_batch_makes_its_step_fail_and_drops_the_other_parts(
     ]  # fmt: skip
     assert engine.state.position.step == 1
     assert not all(map(torch.equal, before, weights(engine)))
+
+
+def test_a_step_that_is_refused_is_the_end_of_its_batch(engine: Engine) -> None:
+    """Its client sends the pair again, and would train on both at once."""
+    wrong = Problem(reason="InvalidRequest", detail="adam_params.beta1: is 1.5", remedy="")
+    body = tinker.optim_step(2, beta1=1.5)
+    refused = Arrival(Key(MODEL_ID, 2), "optim-step", body, problem=wrong.model_dump_json())
+    engine.state.log.inbox.accept(refused)
+    for one in (tinker.gradients(1, seed=9), *pair(3), *pair(5)):
+        tinker.accept(engine, *one)
+    assert tinker.work(engine) == [1, 2, 3, 4, 5, 6]
+    assert [tinker.status(engine, seq) for seq in (2, 4, 6)] == [422, 200, 200]
+    trained = [commit.metrics["tokens/trained"] for commit in engine.state.commits]
+    assert trained[0] == trained[1]
+
+
+def pair(seq: int) -> tuple[Sent, Sent]:
+    """The same batch whatever its numbers, and its step."""
+    return tinker.gradients(seq, seed=1), tinker.step(seq + 1)
 
 
 def test_what_waits_behind_a_number_that_never_comes_fails_and_names_it(engine: Engine) -> None:

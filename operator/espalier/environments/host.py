@@ -27,6 +27,11 @@ from typing import Any
 VERSION = 1
 CONNECT_SECONDS = 300.0
 _DETAIL_CHARACTERS = 1000
+# Begins of the paths of files whose lines say nothing about the user's code.
+_OURS = (
+    *(os.path.dirname(os.path.abspath(file)) + os.sep for file in (__file__, importlib.__file__)),  # noqa: PTH100, PTH120
+    "<frozen importlib",
+)
 
 
 class SessionError(Exception):
@@ -176,8 +181,12 @@ def _function(field: str, name: str) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    """An error in one line; the whole of it is in the container's log."""
-    traceback.print_exception(type(error), error, error.__traceback__)
+    """An error in one line. The log has the user's lines that led to it, and none of ours."""
+    theirs = error.__traceback__
+    while theirs is not None and theirs.tb_frame.f_code.co_filename.startswith(_OURS):
+        theirs = theirs.tb_next
+    if theirs is not None:
+        traceback.print_exception(type(error), error, theirs)
     return " ".join(f"{type(error).__name__}: {error}".split())[:_DETAIL_CHARACTERS]
 
 

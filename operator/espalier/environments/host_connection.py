@@ -39,10 +39,12 @@ class Playing:
 class HostConnection:
     """A host, from its hello until it is lost.
 
-    ``source`` is the field of the run that names what is played; for messages.
+    ``source`` is the field of the run that names what is played, and ``remedy`` what to do about
+    functions that cannot be used; for messages.
     """
 
     source: str
+    remedy: str
     writer: asyncio.StreamWriter
     playing: dict[int, Playing] = field(default_factory=dict)
     cancelled: dict[int, asyncio.Future[None]] = field(default_factory=dict)
@@ -97,12 +99,7 @@ class HostConnection:
             raise LieError("it opened twice")
         if (refused := message.get("refused")) is not None:
             said = str(refused)[:MOST_DETAIL_CHARACTERS]
-            self.opened.set_exception(
-                invalid(
-                    f"{self.source}: {said}",
-                    "Mend tasks and rollout, or name others; the container's log has it all",
-                )
-            )
+            self.opened.set_exception(invalid(f"{self.source}: {said}", self.remedy))
         else:
             self.opened.set_result(self.tasks)
 

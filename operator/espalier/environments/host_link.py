@@ -42,6 +42,7 @@ class HostLink:
     Args:
         path: of the socket.
         source: the field of the run that names what is played; for messages.
+        remedy: for functions that cannot be used.
         opening: what a host is asked to open: functions, seed, size.
         patience: with it.
     """
@@ -50,11 +51,13 @@ class HostLink:
         self,
         path: Path,
         source: str,
+        remedy: str,
         opening: dict[str, Any],
         patience: Patience | None = None,
     ) -> None:
         self._path = path
         self._source = source
+        self._remedy = remedy
         self._opening = opening
         self._patience = patience or Patience()
         self._server: asyncio.Server | None = None
@@ -183,7 +186,7 @@ class HostLink:
             # A second one is none of ours: one container has one host.
             writer.close()
             return
-        host = self._host = HostConnection(self._source, writer)
+        host = self._host = HostConnection(self._source, self._remedy, writer)
         # Nobody may be waiting for it.
         host.opened.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:

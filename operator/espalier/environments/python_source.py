@@ -26,6 +26,15 @@ SOCKET = "ESPALIER_HOST_SOCKET"
 MOST_ID_CHARACTERS, MOST_MESSAGES, MOST_METADATA_BYTES = 200, 1024, 65536
 _ROLES = ("system", "user", "assistant", "tool")
 _REASON_CHARACTERS = 64
+# Where functions are played that cannot be used, and so where to look.
+_IN_THE_IMAGE = (
+    "Mend tasks and rollout, or name others; the log of the container environment has it all, and "
+    "the image needs python3 of 3.9"
+)
+_HERE = (
+    "Mend tasks and rollout, or name others. Here they run in the working directory, by the Python "
+    "of espalier: go to the directory of the image's modules, and install what they import"
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ class PythonEnvironment:
             "seed": spec.seed,
             "size": spec.size,
         }
-        self._link = HostLink(socket, functions.field, opening, patience)
+        self._remedy = _HERE if command else _IN_THE_IMAGE
+        self._link = HostLink(socket, functions.field, self._remedy, opening, patience)
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[Task] = []
         self._places: dict[str, int] = {}
@@ -136,10 +146,7 @@ class PythonEnvironment:
         try:
             given = await self._link.tasks()
         except RolloutFailedError as error:
-            raise invalid(
-                f"{self._functions.field}: {error.detail}",
-                "Look at the log of the container environment: the image needs python3 of 3.9",
-            ) from error
+            raise invalid(f"{self._functions.field}: {error.detail}", self._remedy) from error
         self._tasks = _tasks(self._functions, given)
         self._places = {task.id: place for place, task in enumerate(self._tasks)}
         return {"image": self._functions.image}

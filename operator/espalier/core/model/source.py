@@ -188,7 +188,7 @@ def _unfinished(view: SourceView, job: JobState) -> SourceDecision:
         words = pods.last_words(view.importer_pods)
         again = f"; tried again after: {words}" if words else ""
         progress = _progress(view.import_state)
-        far = _shown(progress) if progress else f"kubectl logs job/{name} says how far it is"
+        far = _shown(progress) if progress else "it has yet to say how far it is"
         message = f"the importer brings the base to the volume ({far}){again}"
         return replace(_importing(message, "Keep"), progress=progress)
     return _missing(reason, pods.waiting(present), permanent=False)

@@ -14,7 +14,7 @@ from espalier.api.trainablemodel import TrainableModel, TrainableModelSpec
 from espalier.core import conditions
 from espalier.core.run.turn import active
 from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.access.rights import SAMPLE
+from espalier.gateway.access.rights import SAMPLE, TRAIN
 from espalier.gateway.world.world import NamespacedName, ServedWorld
 from espalier.untrusted import field_path
 
@@ -88,15 +88,22 @@ async def may_know_bases(auth: Authenticator, user: User, namespace: str) -> boo
     )
 
 
+async def drives(
+    auth: Authenticator, user: User, world: ServedWorld, model: NamespacedName
+) -> bool:
+    """Whether a caller can train a model as it is: its run is a client's, and theirs to update."""
+    run = active(world.runs_of(model))
+    if run is None or run.spec.driver != "Client":
+        return False
+    return await auth.allowed(user, *TRAIN, model.beside(run.metadata.name))
+
+
 async def trainable(
     auth: Authenticator, user: User, world: ServedWorld, model: NamespacedName
 ) -> bool:
     """Whether a caller can train a model as it is, or fork it."""
-    run = active(world.runs_of(model))
-    if run is not None and run.spec.driver == "Client":
-        name = model.beside(run.metadata.name)
-        if await auth.allowed(user, "update", "trainingruns", name):
-            return True
+    if await drives(auth, user, world, model):
+        return True
     there = world.models.get(model)
     return there is not None and not _stalled(there) and await may_fork(auth, user, model.namespace)
 

@@ -75,7 +75,7 @@ def as_body(body: dict[str, Any], kind: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(step) for step in first["loc"]) or "body"
-        fields = ", ".join(kind.model_fields)
-        raise RefusalError(
-            422, "InvalidRequest", f"{field}: {first['msg']}", f"The fields are {fields}"
-        ) from error
+        # A value that is out of range says itself what it should be.
+        misnamed = first["type"] in {"missing", "extra_forbidden"}
+        remedy = f"The fields are {', '.join(kind.model_fields)}" if misnamed else ""
+        raise RefusalError(422, "InvalidRequest", f"{field}: {first['msg']}", remedy) from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 SEE = ("get", "trainablemodels")
+# Of the run that a client drives.
+TRAIN = ("update", "trainingruns")
 # No subresource of the API server: a right of its own, because sampling takes the time of GPUs.
 SAMPLE = ("create", "trainablemodels/sample")
 # The chart makes it.

@@ -19,6 +19,7 @@ from espalier.core.manifests.intent import owner_reference
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.offers import Offer
 from espalier.gateway.access.on_behalf import acting_for, refused
+from espalier.gateway.access.rights import SEE
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName, ServedWorld
@@ -73,8 +74,7 @@ class Forks:
         Raises:
             RefusalError: 409, a model of that name exists without them.
         """
-        for kind in kinds:
-            await self._auth.require(user, "create", KINDS[kind], fork)
+        await self._require(user, fork, kinds)
         key = ObjectKey("TrainableModel", fork.namespace, fork.name)
         existing = await self._get(key)
         known = (existing or {}).get("metadata", {}).get("annotations") or {}
@@ -92,10 +92,15 @@ class Forks:
             if kind in kinds:
                 await self._create(user, kind, fork, spec, annotations, owner=owner)
 
+    async def _require(self, user: User, fork: NamespacedName, kinds: Collection[str]) -> None:
+        """Refuses a caller who may not make a model; or not see it, and would leave it behind."""
+        for kind in kinds:
+            await self._auth.require(user, "create", KINDS[kind], fork)
+        await self._auth.require(user, *SEE, fork)
+
     async def _make(self, user: User, fork: NamespacedName, model: Body) -> NamespacedName:
         """Returns the fork once the gateway sees it; 409 if a model of that name exists."""
-        for resource in KINDS.values():
-            await self._auth.require(user, "create", resource, fork)
+        await self._require(user, fork, KINDS)
         if fork in self._watch.world.models:
             raise _exists(fork)
         for kind, spec in fork_specs(model, fork.name).items():

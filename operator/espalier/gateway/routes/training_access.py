@@ -6,7 +6,7 @@ from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire.headers import DECLARED
 from espalier.core.run.declared import declared
 from espalier.gateway.access.auth import Authenticator, User
-from espalier.gateway.access.rights import SEE
+from espalier.gateway.access.rights import SEE, TRAIN
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.turn import active_run, is_paused, misaligned
 from espalier.gateway.world.watch import WorldWatch
@@ -62,7 +62,7 @@ class TrainingAccess:
                 f"{model.name} (driver: Client to drive it yourself), or resume or extend one",
             )
         name = model.beside(run.metadata.name)
-        await self._auth.require(user, "update", "trainingruns", name)
+        await self._auth.require(user, *TRAIN, name)
         return run
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from espalier.core import conditions
 from espalier.gateway.access.auth import Authenticator, User
 from espalier.gateway.access.callers import SEEN_SECONDS
-from espalier.gateway.access.offers import Offers, may_know_bases
-from espalier.gateway.access.rights import SEE
+from espalier.gateway.access.offers import Offers, drives, may_know_bases
+from espalier.gateway.access.rights import SAMPLE, SEE, TRAIN
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.training_access import TrainingAccess
@@ -107,6 +107,7 @@ class Models:
         self, user: User, model: NamespacedName, spec: Body, named: Mapping[str, str]
     ) -> None:
         """A model that is only sampled."""
+        await self._auth.require(user, *SAMPLE, model)
         await self._forks.of_spec(user, model, spec, named, kinds=("TrainableModel",))
 
     async def saved(self, user: User, text: str) -> Saved:
@@ -147,15 +148,21 @@ class Models:
         self, user: User, session: Session, asked: str, known: list[str]
     ) -> RefusalError:
         """404 with what there is, as far as the caller may see it."""
-        models = sorted(m for m in self._watch.world.models if m.namespace == session.namespace)
-        seen = [model.name for model in models if await self._auth.allowed(user, *SEE, model)]
+        world = self._watch.world
+        models = sorted(m for m in world.models if m.namespace == session.namespace)
+        driven = [
+            model.name
+            for model in models
+            if await self._auth.allowed(user, *SEE, model)
+            and await drives(self._auth, user, world, model)
+        ]
         known = known if await may_know_bases(self._auth, user, session.namespace) else []
         return RefusalError(
             404,
             "BaseNotFound",
             f"base_model: namespace {session.namespace} has no base {asked[:200]!r}",
             f"Bases: {', '.join(known) or 'none'}. Models that there are, to be trained by name: "
-            f"{', '.join(seen) or 'none'}. gateway.bases of the chart offers more",
+            f"{', '.join(driven) or 'none'}. gateway.bases of the chart offers more",
         )
 
     async def _make(  # noqa: PLR0917 all of what makes a model
@@ -178,6 +185,8 @@ class Models:
                 raise RefusalError(
                     422, "InvalidRequest", f"user_metadata is over {MAX_METADATA_CHARS} characters"
                 )
+        # Who may make a run and not drive it would leave it behind.
+        await self._auth.require(user, *TRAIN, model.trained)
         await self._forks.of_spec(user, model.trained, spec, annotations)
 
 

@@ -5,8 +5,9 @@ Gradients of two clients never add up: the later one drops what the one before i
 what HUD's clients and ours have added up waits for their step, and is theirs to drop.
 A fault that passes (no assignment yet, a full volume) leaves the command waiting. So does a start,
 until an assignment has come: the volume may be of an earlier time, and what its inbox holds would
-be trained under a term that is long over. After a gradient command that failed, the model's next
-optimizer step fails and drops what was accumulated: it would step on a part of a batch.
+be trained under a term that is long over. An optimizer step ends its batch, also one that fails:
+its client sends the whole step again. So does one after a gradient command that failed, which
+would step on a part of a batch.
 """
 
 from __future__ import annotations
@@ -121,13 +122,15 @@ def _answer(state: TrainingState, queued: Queued) -> None:
 
 
 def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
-    """Logs that a command failed; a step of a broken batch drops the batch."""
+    """Logs that a command failed; a step that fails drops its batch."""
     REFUSALS.labels(problem.reason).inc()
     broken = _broken(state, queued)
-    if broken is None:
-        state.log.refuse(queued, status, problem.model_dump_json())
+    if broken is not None and status < 500:
+        status, problem = 409, _batch_broken(broken)
+    if queued.kind == "optim-step":
+        _end_batch(state, queued, status, problem)
     else:
-        _drop_batch(state, queued, broken, (status, problem) if status >= 500 else None)
+        state.log.refuse(queued, status, problem.model_dump_json())
 
 
 def _broken(state: TrainingState, queued: Queued) -> Record | None:
@@ -135,34 +138,21 @@ def _broken(state: TrainingState, queued: Queued) -> Record | None:
     return state.log.failed_since_step(queued.key) if queued.kind == "optim-step" else None
 
 
-def _drop_batch(
-    state: TrainingState,
-    queued: Queued,
-    broken: Record,
-    fault: tuple[int, Problem] | None = None,
-) -> None:
-    """Fails a step and drops what it would have stepped on.
-
-    The client is told what broke the batch, unless the step failed of a ``fault`` of ours.
-    """
+def _batch_broken(broken: Record) -> Problem:
     cause = Problem.model_validate_json(broken.answer)
-    status, problem = fault or (
-        409,
-        Problem(
-            reason="BatchBroken",
-            detail=f"seq_id {broken.key.seq} of this step failed ({cause.detail}), so nothing was "
-            "stepped and the gradients of the other parts were dropped",
-            remedy=cause.remedy or "send the whole step again, forward_backward first",
-        ),
+    return Problem(
+        reason="BatchBroken",
+        detail=f"seq_id {broken.key.seq} of this step failed ({cause.detail}), so nothing was "
+        "stepped and the gradients of the other parts were dropped",
+        remedy=cause.remedy or "send the whole step again, forward_backward first",
     )
+
+
+def _end_batch(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
+    """Fails a step and drops what it would have stepped on, but nothing of another client."""
     if _others(state, queued):
         state.log.refuse(queued, status, problem.model_dump_json())
         return
-    _settle(state, queued, status, problem)
-
-
-def _settle(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
-    """Fails a step for good: what was accumulated is dropped."""
     state.log.settle(state.begin(queued), status, problem.model_dump_json())
     state.drop_gradients()
 
@@ -180,7 +170,7 @@ def _deadly(queued: Queued) -> Problem:
 def _apply(state: TrainingState, queued: Queued) -> None:
     term = state.trained().assignment.term
     if (broken := _broken(state, queued)) is not None:
-        _drop_batch(state, queued, broken)
+        _end_batch(state, queued, 409, _batch_broken(broken))
         return
     if queued.term is not None and queued.term != term:
         raise stale_term(queued.term, term)
@@ -211,7 +201,7 @@ def _step(state: TrainingState, queued: Queued, request: OptimStepRequest) -> No
         "other parts were dropped",
         remedy="send the whole step again, forward_backward first",
     )
-    _settle(state, queued, 409, problem)
+    _end_batch(state, queued, 409, problem)
 
 
 def _others(state: TrainingState, queued: Queued) -> list[Record]:
