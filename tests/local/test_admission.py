@@ -31,9 +31,16 @@ def taken(directory: Path, body: Manifest, *stored: Body) -> None:
     read(directory, by_key)
 
 
+def without_queues(value: Any) -> Any:
+    """A manifest less its ``queueName``s: there is no queue on one machine."""
+    if isinstance(value, dict):
+        return {name: without_queues(v) for name, v in value.items() if name != "queueName"}
+    return [without_queues(v) for v in value] if isinstance(value, list) else value
+
+
 @ours(GOOD)
 def test_takes(tmp_path: Path, case: Manifest) -> None:
-    taken(tmp_path, case)
+    taken(tmp_path, without_queues(case))
 
 
 @ours(BAD, of=0)
