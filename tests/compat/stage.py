@@ -312,6 +312,9 @@ class Stage:
         """The trainer's process dies and starts again in the same pod."""
         old = next(t for t in self.trainers.values() if t.model == model)
         await old.stop()
+        (pod,) = (p for p in self.kubelet.pods("trainer") if p["status"]["podIP"] == old.ip)
+        # Its operator assigns once for each start of a container.
+        self.kubelet.restart_pod(pod)
         new = Trainer(self, model, old.ip, old.uid)
         self.trainers[old.ip] = new
         await new.start()

@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 def volume_of(engine: Engine) -> Path:
-    return engine.state.store.open("checkpoint", engine.state.commits[-1].digest).path.parents[1]
+    return engine.state.store.open("checkpoint", engine.state.commits[-1].digest).path.parents[2]
 
 
 def sampled(rollout: server.Rollout, model: str) -> list[Any]:

@@ -84,10 +84,14 @@ class Kubelet:
     async def restart(self, role: str) -> None:
         """The containers of a role start anew, in the same pods."""
         for pod in self.pods(role):
-            ip = pod["status"]["podIP"]
-            self.rollouts.serving.pop(ip, None)
-            status = self._status(ip, False)
-            self.cluster.edit(key_of_pod(pod), partial(_put_status, status))
+            self.restart_pod(pod)
+
+    def restart_pod(self, pod: Body) -> None:
+        """The container of a pod starts anew."""
+        ip = pod["status"]["podIP"]
+        self.rollouts.serving.pop(ip, None)
+        status = self._status(ip, False)
+        self.cluster.edit(key_of_pod(pod), partial(_put_status, status))
 
     async def evict(self, role: str) -> None:
         """The pods of a role go; their owners make others."""
