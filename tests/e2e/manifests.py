@@ -49,17 +49,7 @@ def user() -> list[Object]:
                 },
             ],
         },
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": "e2e-user"},
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "Role",
-                "name": "e2e-user",
-            },
-            "subjects": [{"kind": "ServiceAccount", "name": "e2e-user"}],
-        },
+        _bound("e2e-user", "Role", "e2e-user"),
     ]
 
 
@@ -67,18 +57,19 @@ def tinker_user() -> list[Object]:
     """A user who may make models and train them."""
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "tinker"}},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": {"name": "tinker"},
-            "roleRef": {
-                "apiGroup": "rbac.authorization.k8s.io",
-                "kind": "ClusterRole",
-                "name": "edit",
-            },
-            "subjects": [{"kind": "ServiceAccount", "name": "tinker"}],
-        },
+        _bound("tinker", "ClusterRole", "edit"),
     ]
+
+
+def _bound(account: str, kind: str, role: str) -> Object:
+    """A service account's right to a Role or ClusterRole, under its own name."""
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": account},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": account}],
+    }
 
 
 def model(name: str, image: str = "", checkpoint: str = "", **spec: Any) -> Object:

@@ -13,9 +13,10 @@ from typing import IO, Any
 
 import aiohttp
 from dev.apiserver import ApiServer
-from tests.gateway.world import condition
+from tests.gateway.world import condition, digest
 
 from espalier.api.meta import API_VERSION
+from espalier.core.names import audience
 
 PATIENCE_SECONDS = 60
 
@@ -149,3 +150,24 @@ def signing_key(private_key: str) -> dict[str, Any]:
         "metadata": {"name": "espalier-gateway-key"},
         "stringData": {"private.pem": private_key},
     }
+
+
+def before_a_trainer(
+    server: ApiServer, namespace: str, port: int, private_key: str
+) -> tuple[str, dict[str, str]]:
+    """The audience of a served model's trainer at a port, and a gateway's environment before it."""
+    served(server, namespace, port, digest("a1"))
+    trained(server, namespace, port)
+    system = f"{namespace}-system"
+    server.create_namespace(system)
+    apply(server, system, signing_key(private_key))
+    pod = server.kubectl(
+        *("get", "pods", "-n", namespace, "--selector=espalier.dev/role=trainer", "-o", "json")
+    )
+    name = audience(namespace, "arith", "trainer", json.loads(pod)["items"][0]["metadata"]["uid"])
+    environment = {
+        "KUBECONFIG": str(server.kubeconfig),
+        "POD_NAMESPACE": system,
+        "ESPALIER_NAMESPACES": namespace,
+    }
+    return name, environment

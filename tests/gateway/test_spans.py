@@ -15,7 +15,7 @@ import pytest
 from dev.apiserver import ApiServer
 from dev.ports import free_port
 from tests.gateway.conftest import PRIVATE_KEY, Gateway, new_users
-from tests.gateway.process import apply, served, signing_key, started, trained, until
+from tests.gateway.process import before_a_trainer, started, until
 from tests.gateway.test_completions import ASK, Start, answer, serve
 from tests.gateway.test_traces import got, rolled_out, take, train, trainer_asked
 from tests.gateway.test_traces import served as sampled
@@ -25,7 +25,6 @@ from tests.telemetry.collector import SOON, Collector, collector
 from tests.trainer import tiny
 
 from espalier.client import GatewayClient
-from espalier.core.names import audience
 from espalier.gateway.hud import traces
 from espalier.telemetry import recorder, spans
 
@@ -63,22 +62,8 @@ async def test_a_forward_backward_is_one_trace_from_the_clients_step_to_the_engi
     monkeypatch.setenv(*SOON)
     users = new_users(apiserver)
     space, port, own = users.namespace, free_port(), free_port()
-    served(apiserver, space, port, digest("a1"))
-    trained(apiserver, space, port)
-    system = f"{space}-system"
-    apiserver.create_namespace(system)
-    apply(apiserver, system, signing_key(PRIVATE_KEY))
-    pod = apiserver.kubectl(
-        *("get", "pods", "-n", space, "--selector=espalier.dev/role=trainer", "-o", "json")
-    )
-    name = audience(space, "arith", "trainer", json.loads(pod)["items"][0]["metadata"]["uid"])
-    environment = {
-        "KUBECONFIG": str(apiserver.kubeconfig),
-        "POD_NAMESPACE": system,
-        "ESPALIER_NAMESPACES": space,
-        "ESPALIER_PORT": str(own),
-        "ESPALIER_METRICS_PORT": str(free_port()),
-    }
+    name, environment = before_a_trainer(apiserver, space, port, PRIVATE_KEY)
+    environment |= {"ESPALIER_PORT": str(own), "ESPALIER_METRICS_PORT": str(free_port())}
     url = f"http://127.0.0.1:{own}"
     async with AsyncExitStack() as stack:
         kept = stack.enter_context(collector())

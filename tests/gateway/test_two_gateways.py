@@ -17,22 +17,12 @@ from aiohttp import web
 from dev.apiserver import ApiServer
 from dev.ports import free_port
 from tests.gateway.conftest import KEYS, PRIVATE_KEY, new_users
-from tests.gateway.process import (
-    PATIENCE_SECONDS,
-    apply,
-    served,
-    signing_key,
-    started,
-    trained,
-    until,
-)
-from tests.gateway.world import digest
+from tests.gateway.process import PATIENCE_SECONDS, before_a_trainer, started, until
 from tests.tinker.messages import forward_backward
 from tests.trainer import tinker, tiny
 from tests.trainer.test_service import ended, make_engine
 from tests.trainer.tiny import Volume
 
-from espalier.core.names import audience
 from espalier.tinker import messages_pb2 as pb
 from espalier.tinker.results import PROTOBUF
 from espalier.trainer.http.service import Service
@@ -95,20 +85,7 @@ async def test_a_gateway_goes_on_with_what_another_began_and_died_of(
 ) -> None:
     users = new_users(apiserver)
     space, port = users.namespace, free_port()
-    served(apiserver, space, port, digest("a1"))
-    trained(apiserver, space, port)
-    system = f"{space}-system"
-    apiserver.create_namespace(system)
-    apply(apiserver, system, signing_key(PRIVATE_KEY))
-    pod = apiserver.kubectl(
-        *("get", "pods", "-n", space, "--selector=espalier.dev/role=trainer", "-o", "json")
-    )
-    name = audience(space, "arith", "trainer", json.loads(pod)["items"][0]["metadata"]["uid"])
-    environment = {
-        "KUBECONFIG": str(apiserver.kubeconfig),
-        "POD_NAMESPACE": system,
-        "ESPALIER_NAMESPACES": space,
-    }
+    name, environment = before_a_trainer(apiserver, space, port, PRIVATE_KEY)
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         service = await enter(trainer(tmp_path, name, port))

@@ -121,7 +121,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _beginning(start: str, *folders: Path) -> list[Path]:
-    """What of folders has a name that begins so."""
+    """The entries of these folders whose names begin with ``start``."""
     entries = [entry for folder in folders for entry in _entries(folder)]
     return [entry for entry in entries if entry.name.startswith(start)]
 

@@ -81,7 +81,7 @@ def decide(view: RunView, now: str) -> RunDecision:
     stage = _stage(view, step, now, spent, metrics)
     training = stage.triple[0].reason in (TRAINING, AWAITING_CLIENT)
     started = old.start_time or (now if training or step else None)
-    # Time in a queue is nobody's.
+    # Time in a queue does not count to the run.
     runs = stage.in_turn and started is not None and not conditions.in_queue(stage.triple)
     gpus = view.gpus if stage.in_turn else 0
     over = stage.succeeded.status == "True"

@@ -1,4 +1,4 @@
-"""Finds what a completion asks for; waits where it is about to be there."""
+"""Finds what a completion asks for, and waits for it where it is about to appear."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_body
 from espalier.gateway.context import STATUS_MANAGER
-from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.problems import not_ready
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
 from espalier.kube.cluster import Cluster, ClusterError
@@ -35,14 +35,7 @@ class BarrenRoundRoutes:
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "update", "trainingruns", name)
         given = await read_body(request, BarrenRounds)
-        run = self._watch.world.runs.get(name)
-        if run is None:
-            raise RefusalError(
-                404,
-                "RunNotFound",
-                f"no TrainingRun {name} in the served namespaces",
-                "kubectl get trun -A lists the runs",
-            )
+        run = self._watch.world.runs[name]
         metadata = {"name": name.name, "namespace": name.namespace, "uid": run.metadata.uid}
         body = {"metadata": metadata, "status": {"barrenRounds": given.model_dump()}}
         try:

@@ -8,7 +8,6 @@ from espalier.core.run.continued import counted_as
 from espalier.core.run.turn import over
 from espalier.gateway.access.auth import Authenticator
 from espalier.gateway.access.callers import Callers
-from espalier.gateway.problems import RefusalError
 from espalier.gateway.world.turn import is_paused, live_term, misaligned
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
@@ -28,14 +27,7 @@ class RunRoutes:
         name = NamespacedName(request.match_info["namespace"], request.match_info["name"])
         await self._auth.require(user, "get", "trainingruns", name)
         world = self._watch.world
-        run = world.runs.get(name)
-        if run is None:
-            raise RefusalError(
-                404,
-                "RunNotFound",
-                f"no TrainingRun {name} in the served namespaces",
-                "kubectl get trun -A lists the runs",
-            )
+        run = world.runs[name]
         model = name.beside(run.spec.model_ref.name)
         return web.json_response(
             {

@@ -185,7 +185,7 @@ class Models:
                 raise RefusalError(
                     422, "InvalidRequest", f"user_metadata is over {MAX_METADATA_CHARS} characters"
                 )
-        # Who may make a run and not drive it would leave it behind.
+        # A caller who may make a run but not drive it would leave the run behind.
         await self._auth.require(user, *TRAIN, model.trained)
         await self._forks.of_spec(user, model.trained, spec, annotations)
 

@@ -51,6 +51,19 @@ class Checkpoints(dict[NamespacedName, Checkpoint]):
         raise RefusalError(404, "CheckpointNotFound", f"checkpoint {name} was deleted just now")
 
 
+class Runs(dict[NamespacedName, TrainingRun]):
+    """Runs by name."""
+
+    def __missing__(self, name: NamespacedName) -> NoReturn:
+        """404 for a run that is not there."""
+        raise RefusalError(
+            404,
+            "RunNotFound",
+            f"no TrainingRun {name} in the served namespaces",
+            "kubectl get trun -A lists the runs",
+        )
+
+
 @dataclass
 class ServedWorld:
     """Every object that routing reads. ``pods`` are by model, then by pod name.
@@ -66,7 +79,7 @@ class ServedWorld:
     models: Models = field(default_factory=Models)
     heads: dict[NamespacedName, CheckpointHead] = field(default_factory=dict)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    runs: dict[NamespacedName, TrainingRun] = field(default_factory=dict)
+    runs: Runs = field(default_factory=Runs)
     pods: dict[NamespacedName, dict[str, PodAddress]] = field(default_factory=dict)
     uids: dict[str, NamespacedName] = field(default_factory=dict)
     revisions: Counter[NamespacedName] = field(default_factory=Counter)

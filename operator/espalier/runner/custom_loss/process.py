@@ -14,7 +14,7 @@ from espalier.rewards.failure import Failure
 from espalier.runner.custom_loss.protocol import READY, Answer, Failed, Found
 from espalier.runner.run_end import WaitError
 from espalier.runner.scorer_spec import Line
-from espalier.runner.scoring.process import Patience, environment, kill
+from espalier.runner.scoring.process import Patience, kill, spawned
 from espalier.runner.scoring.protocol import death
 
 COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "espalier.runner.custom_loss.child")
@@ -47,14 +47,7 @@ async def asked(
     """
     patience = patience or Patience()
     content = await asyncio.to_thread(lambda: call.model_dump_json().encode())
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        env=environment(),
-        cwd="/",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = await spawned(command)
     try:
         await _started(process, content, patience.start)
         said = await _said(process, call)

@@ -15,6 +15,8 @@ from espalier.runner.scoring.protocol import Answer, Opening, Ready, Request
 
 COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "espalier.runner.scoring.worker")
 _LINE_BYTES = 1 << 20
+# asyncio's own.
+_USUAL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,7 @@ class Process:
         Raises:
             WorkerLostError: it ended or took longer than ``patience.start``.
         """
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env=environment(),
-            # Of no directory that anybody works in.
-            cwd="/",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LINE_BYTES,
-            start_new_session=True,
-        )
+        process = await spawned(command, _LINE_BYTES)
         try:
             async with asyncio.timeout(patience.start):
                 ready = await _opened(process, opening)
@@ -167,6 +160,25 @@ async def _opened(process: asyncio.subprocess.Process, opening: Opening) -> Read
         raise WorkerLostError(f"the scoring worker {why}") from error
 
 
+async def spawned(
+    command: Sequence[str], line_bytes: int = _USUAL_BYTES
+) -> asyncio.subprocess.Process:
+    """A process in a group of its own that runs a user's code, spoken to by its pipes.
+
+    ``line_bytes``: the most of a line that it may write.
+    """
+    return await asyncio.create_subprocess_exec(
+        *command,
+        env=_environment(),
+        # Of no directory that anybody works in.
+        cwd="/",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=line_bytes,
+        start_new_session=True,
+    )
+
+
 async def kill(process: asyncio.subprocess.Process, seconds: float) -> None:
     """Kills a process with its group; TimeoutError after ``seconds``."""
     # Its children are in groups of their own and end with it, by the kernel or by themselves.
@@ -176,8 +188,8 @@ async def kill(process: asyncio.subprocess.Process, seconds: float) -> None:
         await process.wait()
 
 
-def environment() -> dict[str, str]:
-    """Of a process that scores: where packages are, and the seed that makes tasks the same."""
+def _environment() -> dict[str, str]:
+    """Of such a process: where packages are, and the seed that makes tasks the same."""
     return {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONHASHSEED": "0",
