@@ -22,6 +22,7 @@ TOGETHER = {
         "local/test_tinker",
         "local/test_try",
         "sampler/test_full_weights",
+        "sampler/test_process",
         "sampler/test_requests",
         "sampler/test_server",
         "sampler/test_tools",

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -101,8 +103,13 @@ def start(
     adapter_type: str = "LoRA",
     tool_call_parser: str = "Auto",
     reasoning_parser: str = "Auto",
+    within: Sequence[str] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Rollout:
-    """Start ``python -m espalier.sampler`` on a free port; does not wait for it."""
+    """Start ``python -m espalier.sampler`` on a free port; does not wait for it.
+
+    ``within`` is a command that becomes the one behind it; ``environment`` is set besides.
+    """
     private_key = private_key or identity.generate_private_key()
     port = port or free_port()
     scratch = Path(tempfile.mkdtemp(prefix="rollout-"))
@@ -127,8 +134,8 @@ def start(
     log = scratch / "rollout.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "espalier.sampler"],
-            env=os.environ | told,
+            [*within, sys.executable, "-m", "espalier.sampler"],
+            env={**os.environ, **told, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -10,13 +10,13 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from dev.ports import free_port
+from tests.listening import listeners
 from tests.trainer.forking import nothing_collected
 
 from espalier.trainer.problems import CommandError, UserMistakeError
@@ -91,27 +91,7 @@ def test_messages_of_any_size_arrive_whole_and_in_order() -> None:
 def test_every_socket_is_on_the_loopback_interface() -> None:
     with ranks() as (_, others):
         for process in (os.getpid(), others[0].pid):
-            listening = listening_addresses(process)
-            assert listening
-            assert set(listening) == {"127.0.0.1"}
-
-
-def listening_addresses(process: int | None) -> list[str]:
-    """Where a process listens, from the kernel's tables."""
-    kernel = Path(f"/proc/{process}")
-    sockets = set()
-    for descriptor in (kernel / "fd").iterdir():
-        with suppress(FileNotFoundError):
-            sockets.add(str(descriptor.readlink()))
-    found = []
-    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
-        for row in (kernel / "net" / table).read_text().splitlines()[1:]:
-            address, state, inode = (row.split()[column] for column in (1, 3, 9))
-            if state == "0A" and f"socket:[{inode}]" in sockets:
-                packed = bytes.fromhex(address.split(":")[0])
-                words = [packed[i : i + 4][::-1] for i in range(0, len(packed), 4)]
-                found.append(socket.inet_ntop(family, b"".join(words)))
-    return found
+            assert {listener.address for listener in listeners(process or 0)} == {"127.0.0.1"}
 
 
 def test_a_silent_rank_is_named_with_its_time_limit_which_an_idle_one_does_not_have() -> None:

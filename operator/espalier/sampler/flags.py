@@ -23,6 +23,7 @@ CPU_BLOCK_TOKENS = 32
 TORCH_GRAIN = 32768
 SHUTDOWN_SECONDS = 30
 LOG_CONFIG = "logging.json"
+LOOPBACK = "lo"
 
 
 def kv_cache_bytes(config: Mapping[str, Any], settings: SamplerSettings, memory_bytes: int) -> int:
@@ -137,6 +138,12 @@ def environment(scratch: Path, threads: int | None) -> dict[str, str]:
         # On-demand loading depends on it; auth.py leaves the routes that it opens closed.
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # What vLLM's processes listen on asks for no token. gloo and NCCL would take the address of
+        # the hostname, which in a pod is the pod's; all ranks of a sampler are in one pod.
+        "GLOO_SOCKET_IFNAME": LOOPBACK,
+        "NCCL_SOCKET_IFNAME": LOOPBACK,
+        "VLLM_HOST_IP": "127.0.0.1",
+        "VLLM_LOOPBACK_IP": "127.0.0.1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
