@@ -344,6 +344,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "top p of nothing": ({"top_p": 0}, "top_p"),
     "seed beyond 64 bits": ({"seed": 2**64}, "seed"),
     "wide beam": ({"use_beam_search": True, "n": 30}, "max allowed: 20"),
+    "a structure that is no object": ({"structured_outputs": "x"}, "structured_outputs is not of"),
     "prompt as embeddings": ({"prompt": None, "prompt_embeds": "AAAA"}, "prompt_embeds"),
 }
 

@@ -204,6 +204,9 @@ def test_a_later_turn_begins_with_the_exact_tokens_of_the_turns_before(
     assert second.json()["prompt_token_ids"] == [*exact, *tokenizer.encode(added)]
 
 
+CHOSEN = {"type": "function", "function": {"name": "weather"}}
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -216,6 +219,9 @@ def test_a_later_turn_begins_with_the_exact_tokens_of_the_turns_before(
         ({"include_reasoning": False}, "hides token ids"),
         ({"web_search_options": {}}, "web_search_options is unknown here"),
         ({"tools": []}, "`tools` must not be an empty array"),
+        ({"tools": [{"type": "function"}], "tool_choice": CHOSEN}, "tools is not of its type"),
+        ({"prompt_token_ids": {}, "continuation_from": 1}, "prompt_token_ids is not a list"),
+        ({"prompt_token_ids": [5]}, "continuation_from is None, and there are"),
         ({"top_k": 2**70}, "top_k is a number beyond 64 bits"),
     ],
 )

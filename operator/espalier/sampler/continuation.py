@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+from espalier.core.continuation import MESSAGES, TOKENS, misfit
+
 # Of the request, beside vLLM's own.
-FIELDS = ("prompt_token_ids", "continuation_from")
+FIELDS = (TOKENS, MESSAGES)
 # A turn is closed by its end token and at most a few of white space.
 MOST_CLOSING = 8
 # Contents for the last given turn; their last tokens differ.
@@ -109,10 +111,16 @@ def install(serving: Any) -> None:
         return rendered[1][0]["prompt_token_ids"] if isinstance(rendered, tuple) else rendered
 
     async def render_exactly(request: Any) -> Any:
-        given = request.model_extra or {}
-        exact, count = (given.get(name) for name in FIELDS)
+        given: dict[str, Any] = request.model_extra or {}
+        exact: Any = given.get(TOKENS)
+        count: Any = given.get(MESSAGES)
+        if exact is None and count is None:
+            return await render(request)
+        if (wrong := misfit(exact, count, len(request.messages))) is not None:
+            message = f"{wrong.field} {wrong.detail}: {wrong.remedy}"
+            return serving.create_error_response(message, param=wrong.field)
         rendered = await render(request)
-        if exact is None or count is None or not isinstance(rendered, tuple):
+        if not isinstance(rendered, tuple):
             return rendered
         conversation, (prompt,) = rendered
         whole = prompt["prompt_token_ids"]

@@ -138,9 +138,10 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
     from vllm.logger import configure_logging_from_args  # noqa: PLC0415
     from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
 
-    from espalier.sampler import bounded_metrics, plugin  # noqa: PLC0415
+    from espalier.sampler import bounded_metrics, plugin, unreadable_body  # noqa: PLC0415
 
     bounded_metrics.install()
+    unreadable_body.install()
     cli_env_setup()
     parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(arguments)
     configure_logging_from_args(parsed)

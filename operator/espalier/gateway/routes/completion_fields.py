@@ -9,13 +9,12 @@ one ``prompt_cache_key``, which is OpenAI's, go to one rollout. Pure.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
+from espalier.core.continuation import MESSAGES, TOKENS, misfit
 from espalier.gateway.problems import RefusalError
 
 CHECKPOINT = "checkpoint"
-TOKENS = "prompt_token_ids"
-MESSAGES = "continuation_from"
 RENDERER = "renderer_name"
 CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
@@ -119,7 +118,6 @@ def check_honoured(body: dict[str, Any]) -> None:
     if body.get("use_beam_search") and body.get("prompt_logprobs") is not None:
         raise _bad("prompt_logprobs", "is not computed by beam search", "Leave out either")
     structured = body.get("structured_outputs")
-    # vLLM answers a text with a 500.
     if not (structured is None or isinstance(structured, dict)):
         raise _bad("structured_outputs", "is no object", 'Send one such as {"regex": "[0-9]+"}')
     for name in _LEFT_OUT_OF_STRUCTURE:
@@ -131,34 +129,14 @@ def check_continuation(body: dict[str, Any]) -> None:
     """Refuses a continuation that a rollout could not take: 400 with the field."""
     if "messages" not in body or (TOKENS not in body and MESSAGES not in body):
         return
-    tokens, count = body.get(TOKENS), body.get(MESSAGES)
-    if not isinstance(tokens, list) or not tokens or not all(_whole(token) for token in tokens):
-        raise _bad(
-            TOKENS,
-            "is not a list of token ids",
-            "Send prompt and output tokens of the last turn, or leave out continuation_from",
-        )
     messages = len(body["messages"]) if isinstance(body["messages"], list) else 0
-    if not _whole(count) or not 0 < count <= messages:
-        raise _bad(
-            MESSAGES,
-            f"is {count!r}, and there are {messages} messages",
-            "Send how many of the messages the tokens stand for",
-        )
-    if count == messages:
-        raise _bad(
-            MESSAGES,
-            "leaves no message to continue with",
-            "Add the messages that followed the last turn",
-        )
+    found = misfit(body.get(TOKENS), body.get(MESSAGES), messages)
+    if found is not None:
+        raise _bad(*found)
 
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _whole(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _bad(field: str, detail: str, remedy: str) -> RefusalError:
