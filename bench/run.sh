@@ -9,6 +9,7 @@
 # `make bench-loop`: whole runs beside TRL, and Asynchronous beside Synchronous, which needs no cluster.
 # `make bench-tinker` (`bench/run.sh tinker`): what Tinker's client waits for, on an API server without nodes.
 # `bench/run.sh tools`: what the parsers of tool calls and thoughts take.
+# `bench/run.sh fuzzing`: 10,000 hostile requests to gateway, trainer and sampler, into docs/developing/fuzzing.md.
 set -euo pipefail
 . "$(dirname "$0")/../dev/common.sh"
 cd "$root"
@@ -88,8 +89,12 @@ tools() {
   echo "== CPU of the parsers of tool calls and thoughts, an answer"
   PYTHONPATH=operator:. .venv/bin/python -m bench.tool_parsers
 }
+fuzzing() {
+  echo "== hostile requests to gateway, trainer and sampler (goal: no 500, no crash, no growth of memory, no state changed)"
+  PYTHONPATH=operator:. .venv/bin/python -m bench.fuzzing --write
+}
 case "${1:-all}" in
-trainer | operator | gateway | console | tinker | scoring | runner | loop | tools)
+trainer | operator | gateway | console | tinker | scoring | runner | loop | tools | fuzzing)
   "$1"
   exit
   ;;

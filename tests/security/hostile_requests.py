@@ -20,6 +20,7 @@ from aiohttp import web
 Tree = dict[str, Any]
 
 PLACEHOLDER = re.compile(r"\{[^}]*\}")
+JSON = {"Content-Type": "application/json"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # In place of any value of a body.
 VALUES: tuple[Any, ...] = (
@@ -95,12 +96,13 @@ HEADERS: tuple[dict[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Hostile:
-    """One request."""
+    """One request; ``kinds`` say what of it is hostile, and are empty where nothing is."""
 
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
+    kinds: tuple[str, ...] = ()
 
 
 def routes_of(app: web.Application) -> list[tuple[str, str]]:
@@ -121,27 +123,42 @@ def requests(
     chance = random.Random(seed)
     for number in range(count):
         method, path = routes[number % len(routes)]
+        kinds = []
         if chance.random() < 0.05:
             method = chance.choice(METHODS)
+            kinds.append("another method")
         # Mostly a name that leads somewhere, or no request would get beyond it.
-        named = PLACEHOLDER.sub(
-            lambda _: quote(chance.choice(SEGMENTS) if chance.random() < 0.4 else "arith", safe=""),
-            path,
-        )
+        segments: list[str] = []
+
+        def named(_: re.Match[str], segments: list[str] = segments) -> str:
+            hostile = chance.random() < 0.4
+            segments.append(chance.choice(SEGMENTS) if hostile else "arith")
+            return quote(segments[-1], safe="")
+
+        filled = PLACEHOLDER.sub(named, path)
         query = chance.choice(
             ("", "", "", "?offset=x", "?after=-1&wait=nan", "?limit=" + "9" * 400)
         )
+        if query or {*segments} - {"arith"}:
+            kinds.append("names and queries")
         headers = chance.choice(HEADERS)
-        yield Hostile(method, named + query, headers, _body(chance, bodies))
+        if headers:
+            kinds.append("headers")
+        of_the_body, body = _body(chance, bodies)
+        if of_the_body:
+            kinds.append(of_the_body)
+        yield Hostile(method, filled + query, JSON | headers, body, tuple(kinds))
 
 
-def _body(chance: random.Random, bodies: Sequence[Tree]) -> bytes:
+def _body(chance: random.Random, bodies: Sequence[Tree]) -> tuple[str, bytes]:
+    """What of it is hostile, and the body."""
     if chance.random() < 0.15:
-        return chance.choice(BODIES)
+        return "bytes that are no request", chance.choice(BODIES)
     tree = copy.deepcopy(chance.choice(bodies))
-    for _ in range(chance.choice((0, 1, 1, 1, 2, 3))):
+    spoilt = chance.choice((0, 1, 1, 1, 2, 3))
+    for _ in range(spoilt):
         _spoil(chance, tree)
-    return json.dumps(tree).encode()
+    return "spoilt fields" if spoilt else "", json.dumps(tree).encode()
 
 
 def _spoil(chance: random.Random, tree: Tree) -> None:

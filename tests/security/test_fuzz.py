@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import aiohttp
 import jwt
 import pytest
 from aiohttp import web
@@ -16,9 +14,9 @@ from aiohttp.test_utils import TestClient
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.gateway.conftest import Behaviour, Gateway, Upstream
 from tests.gateway.world import digest
-from tests.security.hostile_requests import PLACEHOLDER, Hostile, requests, routes_of
-from tests.trainer import tiny
-from tests.trainer.test_bad_input import AUDIENCE, PRIVATE, batch, standing
+from tests.security.fuzzing import GATEWAYS, TRAINERS, UPSTREAM, Answered, told
+from tests.security.hostile_requests import PLACEHOLDER, requests, routes_of
+from tests.trainer.test_bad_input import AUDIENCE, PRIVATE, standing
 from tests.trainer.test_bad_input import client as trainer
 from tests.trainer.tiny import Volume
 from yarl import URL
@@ -29,73 +27,16 @@ from espalier.gateway.console.page import PAGE
 
 __all__ = ["trainer"]
 
-AT_ONCE = 8
 SOME, MANY = 600, pytest.param(10_000, marks=pytest.mark.exhaustive)
-SAMPLE = {"prompt_token_ids": [1, 2], "output_token_ids": [3], "output_logprobs": [-1.0]}
-GATEWAYS: list[dict[str, Any]] = [
-    {"model": "arith", "prompt": "1+1=", "max_tokens": 1, "n": 1, "logprobs": 1},
-    {"model": "arith", "messages": [{"role": "user", "content": [{"type": "text", "text": "1"}]}]},
-    {
-        "model": "arith",
-        "messages": [{"role": "user", "content": "1"}, {"role": "user", "content": "2"}],
-        "prompt_token_ids": [1, 2],
-        "continuation_from": 1,
-        "structured_outputs": {"regex": "a{1,9}"},
-    },
-    {"inputs": [{"samples": [SAMPLE], "reward": 1.0}], "loss_fn": "ppo", "group_size": 1},
-    {"learning_rate": 1e-3, "metrics": {"a": 1.0}},
-    {"base": "arith", "name": "forked", "checkpoint": "arith-000001", "model": "arith"},
-    {"name": "held-out", "tasks": 3, "metrics": {"mean_reward": 0.5}},
-    {"checkpoint_id": "arith-000001", "reward": 1.0, "model": "arith"},
-]
-TRAINERS: list[dict[str, Any]] = [
-    json.loads(batch()),
-    json.loads(batch(first={"advantage": 0.5}, weights=[1.0, 1.0])),
-    {"forward_id": "0" * 32, "weights": [[1.0, -1.0]]},
-    {
-        "learning_rate": 1e-3,
-        "eps": 1e-8,
-        "metrics": {"a": 1.0},
-        "cursor": {"a": [1]},
-        "rollouts": [],
-    },
-    json.loads(tiny.assignment().model_dump_json()),
-    {"model": "arith", "reward": 1.0, "samples": [SAMPLE], "checkpoint_id": "arith-000001"},
-    {},
-]
-# What a pod that is not ready, or not ours, is told as; never a fault of the gateway.
-UPSTREAM = {502, 503, 504}
 
 
-async def told(
-    session: aiohttp.ClientSession, base: str, drawn: list[Hostile], headers: dict[str, str]
-) -> list[tuple[Hostile, int, bytes]]:
-    """The answer to each request."""
-    slots = asyncio.Semaphore(AT_ONCE)
-
-    async def one(request: Hostile) -> tuple[Hostile, int, bytes]:
-        async with slots:
-            answer = await session.request(
-                request.method,
-                URL(base + request.path, encoded=True),
-                data=request.body,
-                headers={**headers, **request.headers},
-                timeout=aiohttp.ClientTimeout(total=60),
-            )
-            return request, answer.status, await answer.read()
-
-    return [*await asyncio.gather(*(one(request) for request in drawn))]
-
-
-def well_refused(answers: list[tuple[Hostile, int, bytes]]) -> None:
-    for request, status, body in answers:
-        assert status < 500 or status in UPSTREAM, (request, status, body)
-        # Nothing of the inside is told: no traceback, no file of the program.
-        assert b"Traceback" not in body and b".py" not in body, (request, body)
+def well_refused(answers: list[Answered]) -> None:
+    for answer in answers:
+        assert answer.fault(UPSTREAM) == "", answer
         # A malformed head, and an Expect, are answered before anything of ours is asked.
-        if status >= 400 and status != 417:
-            problem = json.loads(body)
-            assert problem.get("reason") or problem["error"]["code"], (request, body)
+        if answer.status >= 400 and answer.status != 417:
+            problem = json.loads(answer.body)
+            assert problem.get("reason") or problem["error"]["code"], answer
 
 
 @pytest.fixture
@@ -131,11 +72,11 @@ async def test_no_request_is_too_hostile_for_the_gateway(
     drawn = [*requests(routes, GATEWAYS, count)]
     base = str(served.server.make_url("/")).rstrip("/")
     headers = {"Authorization": f"Bearer {served.users.trainer}"}
-    answers = await told(served.session, base, drawn, headers)
+    answers = await told(served.session, base, drawn, lambda: headers)
     well_refused(answers)
     assert "request failed" not in caplog.text
     # It reached the routes, and not the router alone.
-    statuses = Counter(status for _, status, _ in answers)
+    statuses = Counter(answer.status for answer in answers)
     assert statuses[200] > count / 20
     assert {400, 404, 405, 415, 422} <= statuses.keys()
     assert (await served.get("/healthz")).status == 200
@@ -196,9 +137,10 @@ async def test_no_request_is_too_hostile_for_the_trainer(
     for subject in ("gateway", "operator"):
         token = identity.issue(PRIVATE, subject, AUDIENCE, 0)
         headers = {"Authorization": f"Bearer {token}"}
-        answers = await told(trainer.session, base, drawn[subject == "operator" :: 2], headers)
+        asked = drawn[subject == "operator" :: 2]
+        answers = await told(trainer.session, base, asked, lambda headers=headers: headers)
         well_refused(answers)
-        taken = [r for r, status, _ in answers if status < 300 and r.method == "POST"]
+        taken = [a for a in answers if a.status < 300 and a.request.method == "POST"]
         now = await standing(trainer, volume)
         # What was refused left no trace, neither in the state nor in the log.
         assert now == before or taken
