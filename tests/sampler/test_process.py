@@ -44,7 +44,7 @@ def rollout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Rollout
         process.stop()
 
 
-def test_nothing_but_the_servers_own_port_listens_beyond_the_loopback_interface(
+def test_nothing_but_its_port_listens_beyond_loopback(
     rollout: server.Rollout,
 ) -> None:
     port = httpx.URL(rollout.url).port
@@ -56,7 +56,7 @@ def test_nothing_but_the_servers_own_port_listens_beyond_the_loopback_interface(
     assert {address for address, at in over_the_network if at != port} == {LOOPBACK}
 
 
-def test_sockets_that_are_files_are_the_servers_users_alone(rollout: server.Rollout) -> None:
+def test_sockets_that_are_files_are_its_users_alone(rollout: server.Rollout) -> None:
     processes = family(rollout.process.pid)
     found = [one for process in processes for one in listeners(process) if one.protocol == "unix"]
     assert found
