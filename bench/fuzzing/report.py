@@ -13,8 +13,8 @@ from tests.security.fuzzing import Answered
 # Lines of the page between which the tables stand.
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 FAITHFUL = "nothing of it"
-# The lots after which imports and caches are made.
-WARM = 0.2
+# How often memory is told, besides before the first request.
+READINGS = 5
 
 
 @dataclass
@@ -58,15 +58,16 @@ def tables(results: list[Result]) -> str:
         f"{day}, seed {seeds}, by `python -m bench.fuzzing --write`.",
         "",
         "| part | routes | requests | accepted | refused | faults "
-        "| MiB before, after a fifth, at the end | state |",
+        "| MiB before, and after each fifth | state |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
-        by = Counter({status // 100: 0 for status in result.statuses})
+        by: Counter[int] = Counter()
         for status, count in result.statuses.items():
             by[status // 100] += count
-        warm = result.memory[max(1, round(WARM * (len(result.memory) - 1)))]
-        memory = f"{result.memory[0]:.0f}, {warm:.0f}, {result.memory[-1]:.0f}"
+        last = len(result.memory) - 1
+        read = (result.memory[last * n // READINGS] for n in range(READINGS + 1))
+        memory = ", ".join(f"{mebibytes:.0f}" for mebibytes in read)
         lines.append(
             f"| {result.name} | {result.routes} | {result.requests:,} | {by[2] + by[3]:,} "
             f"| {by[4]:,} | {len(result.faults)} | {memory} | {_state(result)} |"
