@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import random
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def of_schemathesis(document: Schema, count: int, scratch: Path) -> list[Hostile
     program = str(ROOT / "bench" / "fuzzing" / "from_schemas.py")
     command = [made.stdout.strip(), program, str(file), str(count), str(SEED)]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [
+    found = [
         Hostile(
             one["method"],
             one["path"],
@@ -37,6 +38,9 @@ def of_schemathesis(document: Schema, count: int, scratch: Path) -> list[Hostile
         )
         for one in map(json.loads, lines.splitlines())
     ]
+    # They come an operation at a time.
+    random.Random(SEED).shuffle(found)
+    return found
 
 
 def lots(

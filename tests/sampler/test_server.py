@@ -244,7 +244,7 @@ async def test_no_request_is_too_hostile_for_the_sampler(
     assert [answer for answer in answers if answer.fault()] == []
     # It reached the engine, and not the guard alone.
     statuses = Counter(a.status for a in answers if a.request.path.startswith("/v1/c"))
-    assert statuses[200] > 20
+    assert statuses[200] > 10
     assert rollout.serve(*map(weights.name, range(3))).status_code == 200
     assert greedy(rollout, weights.name(0), "abc")["token_ids"] == before["token_ids"]
 
