@@ -15,6 +15,7 @@ state=$cache/cluster.state
 volumes=$cache/volumes
 stores=$cache/node-store
 config=$cache/kind.yaml
+pods=10.244.0.0/16
 kubeconfig=$cache/kubeconfig
 [ "${CLUSTER:-}" = current ] && kubeconfig=${KUBECONFIG:-$HOME/.kube/config}
 kubectl() { "$bin/kubectl" --kubeconfig "$kubeconfig" --request-timeout=10s "$@"; }
@@ -28,7 +29,7 @@ write_kind_config() {
 kind: Cluster
 apiVersion: kind.x-k8s.io/v1alpha4
 name: $name
-networking: {podSubnet: 10.244.0.0/16, serviceSubnet: 10.96.0.0/16, disableDefaultCNI: $([ "$engine" = podman ] && echo true || echo false)}
+networking: {podSubnet: $pods, serviceSubnet: 10.96.0.0/16}
 containerdConfigPatches:
 - |
   [plugins."io.containerd.grpc.v1.cri".registry]
@@ -92,7 +93,7 @@ create() {
   ensure_network
   write_kind_config "$count"
   step kind "starting the nodes" create_nodes "$image"
-  if [ "$engine" = podman ]; then "$root/dev/node/network.sh" "$kubeconfig"; else share_stock_volumes; fi
+  if [ "$engine" = podman ]; then "$root/dev/node/network.sh" "$kubeconfig" "$pods"; else share_stock_volumes; fi
   kubectl taint nodes --all node-role.kubernetes.io/control-plane- >/dev/null 2>&1 || true
   kubectl -n kube-system scale deployment/coredns --replicas=1 >/dev/null
   wait_for 120 "the nodes" kubectl wait --for=condition=Ready nodes --all --timeout=5s
@@ -123,7 +124,7 @@ up() {
   "$root/dev/registry.sh" up {lock_fd}>&-
   count=${NODES:-$(cut -d' ' -f2 "$state" 2>/dev/null || echo 1)}
   if [ "$(cat "$state" 2>/dev/null)" = "$(wanted_state "$count" "$image")" ] && kubectl get --raw /readyz >/dev/null 2>&1; then
-    [ "$engine" = docker ] || "$root/dev/node/network.sh" "$kubeconfig"
+    [ "$engine" = docker ] || "$root/dev/node/network.sh" "$kubeconfig" "$pods"
   else
     delete || true
     create "$count" "$image"

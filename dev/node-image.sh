@@ -13,8 +13,8 @@ packages=$packages,conntrack,ethtool,libseccomp2,curl,jq,socat,containerd,runc,c
 kubernetes=$(kubernetes_version)
 base_key=$(echo "$packages" | hash_of)
 base=localhost/espalier-node-base:$base_key
-# Of dev/go the module that nodes are made of, and no other: a new key remakes the cluster.
-key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,storage.yaml} dev/go/cluster/go.{mod,sum} dev/node-image.sh)
+# Of dev/go the modules that nodes are made of, and no others: a new key remakes the cluster.
+key=$(echo "$base_key" | hash_of dev/node/{archive.py,configure.sh,Dockerfile,load-images.sh,load-images.service,policies.yaml,storage.yaml} dev/go/{cluster,policies}/go.{mod,sum} dev/node-image.sh)
 image=localhost/espalier-node:$key
 parts=$cache/node-parts-$base_key
 work=$cache/node-image.tmp
@@ -64,6 +64,7 @@ stage_context() {
   cp "$root/dev/node/"{load-images.sh,configure.sh,load-images.service,Dockerfile} "$work/"
   chmod 0755 "$work"/*.sh
   cp "$root/dev/node/storage.yaml" "$work/default-storage.yaml"
+  cp "$root/dev/node/policies.yaml" "$work/default-cni.yaml"
   mapfile -t images < <("$bin/kubeadm" config images list --kubernetes-version "$kubernetes")
   printf '%s\n' "${images[@]}" | grep /pause: >"$work/pause"
   printf %s "$kubernetes" >"$work/version"

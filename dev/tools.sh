@@ -27,6 +27,7 @@ declare -A source=(
   [etcd]="cluster go.etcd.io/etcd/server/v3"
   [coredns]="cluster github.com/coredns/coredns"
   [local-path-provisioner]="cluster github.com/rancher/local-path-provisioner"
+  [kube-network-policies]="policies sigs.k8s.io/kube-network-policies/cmd"
   [kind]="cluster sigs.k8s.io/kind"
   [helm]="cluster helm.sh/helm/v3/cmd/helm"
   [kubectl-krew]="cluster sigs.k8s.io/krew/cmd/krew"
@@ -40,7 +41,7 @@ declare -A source=(
 # It spells the name of a module in other letters than Kubernetes does, and one `go build` refuses both.
 apart=local-path-provisioner
 declare -A group=(
-  [nodes]="etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubeadm kubectl coredns local-path-provisioner"
+  [nodes]="etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubeadm kubectl coredns local-path-provisioner kube-network-policies"
   [clients]="kubectl helm"
   [apiserver]="etcd kube-apiserver kube-controller-manager kubectl"
   [gitops]="argocd kustomize-controller"

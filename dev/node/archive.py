@@ -1,4 +1,4 @@
-"""Writes one docker-archive with the images that kubeadm and the storage class expect on a node.
+"""Writes one docker-archive with the images that kubeadm and our own manifests expect on a node.
 
 Each image is a static binary (for kube-proxy: on top of the iptables files) and nothing else.
 Called by dev/node-image.sh: archive.py OUTPUT KUBERNETES_IMAGES..., with the paths of the binaries,
@@ -39,12 +39,17 @@ def layer_of(files: dict[str, Path]) -> bytes:
 
 
 def images(names: list[str], bin_dir: Path, proxy_root: Path, busybox: Path) -> list[Image]:
-    """Map each image that kubeadm wants to our binaries, and add those of the storage class."""
+    """Map each image that kubeadm wants to our binaries, and add those of our own manifests."""
     volume_tools = ("sh", "mkdir", "rm", "ls", "cat", "chmod")
     wanted = [
         Image(
             "docker.io/rancher/local-path-provisioner:espalier",
             {"/usr/bin/local-path-provisioner": bin_dir / "local-path-provisioner"},
+            [],
+        ),
+        Image(
+            "registry.k8s.io/networking/kube-network-policies:espalier",
+            {"/usr/bin/kube-network-policies": bin_dir / "kube-network-policies"},
             [],
         ),
         Image(

@@ -30,6 +30,4 @@ ctr oci spec |
   jq '.hooks.createContainer[.hooks.createContainer | length] |= . + {"path": "/kind/bin/mount-product-files.sh"} | del(.process.rlimits)' \
     >/etc/containerd/cri-base.json
 
-# The network is written per node by dev/cluster.sh: kind must have a manifest, it may be empty.
-: >/kind/manifests/default-cni.yaml
 rm -rf /var/lib/apt/lists/* /var/cache/apt/* /usr/share/doc/* /usr/share/man/*

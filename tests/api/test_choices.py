@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError
 from tests.api.test_admission_policy import As, refused
 from tests.api.test_chart import CHART, helm
-from tests.kube.children import BASE, SETTINGS, model_of, run_of
+from tests.kube.children import BASE, REVISION, SETTINGS, model_of, run_of
 
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.runner import runner_job
@@ -21,10 +22,13 @@ SYSTEM, TEAM = "choices-system", "choices-team"
 INSTALLED = (
     *(f"images.{name}={name}:1" for name in ("operator", "trainer", "rollout", "runner")),
     f"namespaces={{{TEAM}}}",
+    "imagePullSecrets[0].name=everybodys",
 )
+PULLING = dataclasses.replace(SETTINGS, pull_secrets=("everybodys",))
 CHOICES = {
     "images": ["registry.example/models/", "registry.example/lone:1"],
     "claims": ["espalier-weights", "boards"],
+    "secrets": ["hub", "mirror"],
     "priorityClasses": ["low"],
 }
 
@@ -74,6 +78,28 @@ def runner(**spec: Any) -> Body:
     return runner_job(run_of(**spec), model_of(), SETTINGS)
 
 
+def trainer(**template: Any) -> Body:
+    model = model_of(trainer={"template": template})
+    return trainer_statefulset(model, PULLING, base=BASE, replicas=1)
+
+
+def from_secret(name: str) -> Body:
+    """A variable of a template, beside one of a text."""
+    reference = {"secretKeyRef": {"name": name, "key": "password"}}
+    return {"env": [{"name": "PLAIN", "value": "x"}, {"name": "SHOWN", "valueFrom": reference}]}
+
+
+def of_hub(secret: str) -> Body:
+    key = {"name": secret, "key": "token"}
+    repository = {"repository": "a/b", "revision": REVISION, "tokenSecretRef": key}
+    return {"base": {"huggingFace": repository}}
+
+
+def of_tracker(secret: str) -> Body:
+    key = {"name": secret, "key": "key"}
+    return {"wandb": {"apiKeySecretRef": key}}
+
+
 PYTHON = {"image": "registry.example/games:1", "tasks": "game:tasks", "rollout": "game:rollout"}
 LOW = {"template": {"priorityClassName": "low"}}
 HIGH = {"template": {"priorityClassName": "system-cluster-critical"}}
@@ -81,12 +107,18 @@ MAY = {
     "an image below what is listed": importer(),
     "an image that is listed": importer("registry.example/lone:1"),
     "a claim": importer(source=of_claim("boards")),
+    "a Secret as a variable": trainer(**from_secret("hub")),
+    "a Secret to pull with, and that of every pod": trainer(imagePullSecrets=[{"name": "mirror"}]),
+    "a ConfigMap as a variable": trainer(
+        env=[{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "any", "key": "a"}}}]
+    ),
+    "a token of the hub": importer(source=of_hub("hub")),
     "a priority class": trainer_statefulset(model_of(trainer=LOW), SETTINGS, base=BASE, replicas=1),
     "none": rollout_deployment(model_of(), SETTINGS, base=BASE),
 }
 MAY_NOT = {
     "an image": (importer("registry.example/other:1"), "image registry.example/other:1"),
-    "one that begins alike": (importer("registry.example/models-x/a:1"), "image registry.ex"),
+    "an image that begins alike": (importer("registry.example/models-x/a:1"), "image registry.ex"),
     "one beyond what is listed": (importer("registry.example/lone:12"), "image registry.example/l"),
     "one that plays a run": (
         runner(taskset={"seed": 1, "python": PYTHON}),
@@ -101,6 +133,15 @@ MAY_NOT = {
         runner(tracking={"tensorBoard": {"claimName": "ledger"}}),
         "claim ledger",
     ),
+    "a Secret as a variable": (trainer(**from_secret("ledger")), "Secret ledger may not be named"),
+    "a Secret that begins alike": (trainer(**from_secret("hub-of-others")), "Secret hub-of-others"),
+    "a Secret to pull with": (
+        trainer(imagePullSecrets=[{"name": "hub"}, {"name": "ledger"}]),
+        "Secret ledger may not be named",
+    ),
+    "that of every pod as a variable": (trainer(**from_secret("everybodys")), "Secret everybodys"),
+    "a Secret of the namespace as a token": (importer(source=of_hub("ledger")), "Secret ledger"),
+    "one as a tracker's key": (runner(tracking=of_tracker("ledger")), "Secret ledger"),
     "a priority class": (
         rollout_deployment(model_of(rollout=HIGH), SETTINGS, base=BASE),
         "priority class system-cluster-critical",

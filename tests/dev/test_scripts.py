@@ -183,5 +183,7 @@ def test_the_node_image_is_made_anew_for_what_a_node_contains_alone(tmp_path: Pa
     (tmp_path / "dev/go/another").mkdir()
     (tmp_path / "dev/go/another/go.mod").write_text("module another")
     assert name() == before
-    (tmp_path / "dev/go/cluster/go.sum").write_text("newer")
-    assert name() != before
+    for file in ("go/cluster/go.sum", "go/policies/go.sum", "node/policies.yaml"):
+        (tmp_path / "dev" / file).write_text("newer")
+        assert name() != before
+        before = name()
