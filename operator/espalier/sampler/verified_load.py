@@ -7,6 +7,7 @@ each load copies the files into memory of the worker's own, hashes the copy, and
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from vllm.lora.worker_manager import WorkerLoRAManager
 from espalier.sampler.verified_files import StoreError, copy_verified, read_manifest
 from espalier.sampler.verified_store import ADAPTER_FILES
 
+# MFD_NOEXEC_SEAL, which Python does not name: some kernels give no other memory.
+_NEVER_RUN = 0x8
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
 
 
@@ -66,9 +69,20 @@ def copied(directory: Path) -> Iterator[Path]:
     manifest = read_manifest(directory, "checkpoint")
     with ExitStack() as held, TemporaryDirectory(prefix="adapter-") as place:
         for name in ADAPTER_FILES:
-            flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-            memory = held.enter_context(os.fdopen(os.memfd_create(name, flags), "w+b"))
+            memory = held.enter_context(os.fdopen(_memory(name), "w+b"))
             copy_verified(directory, name, manifest, memory)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
             (Path(place) / name).symlink_to(f"/proc/self/fd/{memory.fileno()}")
         yield Path(place)
+
+
+def _memory(name: str) -> int:
+    """A descriptor of memory that is written like a file, and can be sealed."""
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | _NEVER_RUN)
+    except OSError as error:
+        # Linux before 6.3 does not know it.
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)
