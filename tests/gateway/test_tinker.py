@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.gateway.conftest import Behaviour, Gateway
-from tests.gateway.test_completions import Start, hang, hang_up, serve
+from tests.gateway.test_completions import A, Start, hang, hang_up, serve
 from tests.gateway.test_training import training
 from tests.gateway.world import condition
 
@@ -251,6 +251,34 @@ async def test_what_only_a_new_model_takes_is_refused_of_one_that_there_is(
         status, told = await retrieved(gateway, (await reply.json())["request_id"])
         assert (status, told["category"]) == (200, "user")
         assert named in told["error"]
+
+
+@pytest.mark.parametrize("fork", [False, True])
+async def test_weights_are_loaded_in_place_from_models_whose_checkpoints_the_trainer_sees(
+    gateway: Gateway, upstream: Start, *, fork: bool
+) -> None:
+    trainer = await upstream(answers((202, {})))
+    model = training(gateway, trainer.port)
+    other = gateway.world.model("other")
+    gateway.world.checkpoint(other, "other-000001", A)
+    if fork:
+        spec = {
+            "source": {"checkpointRef": {"name": "other-000007"}},
+            "storage": {"persistentVolumeClaim": {"claimName": "weights"}},
+        }
+        read = {"reads": [{"checkpoint": "other-000007", "model": "other"}]}
+        gateway.world.put("TrainableModel", "arith", spec=spec, status=read)
+    session = Session(model.namespace, "0" * 16)
+    path = f"tinker://{model.namespace}.other/weights/other-000001"
+    loaded = {"model_id": f"{session}.{model.name}:train:0", "seq_id": 1, "optimizer": True}
+    reply = await gateway.post("/api/v1/load_weights", loaded | {"path": path})
+    assert reply.status == 200, await reply.text()
+    sent = [request.path for request in trainer.requests]
+    assert any("load-weights" in path for path in sent) is fork
+    if not fork:
+        status, told = await retrieved(gateway, (await reply.json())["request_id"])
+        assert (status, told["category"]) == (200, "user")
+        assert "create_training_client_from_state" in told["error"]
 
 
 @pytest.mark.parametrize(

@@ -139,13 +139,13 @@ def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
         for mount in pod_of(child)["containers"][0]["volumeMounts"]
         if mount["name"] == "weights"
     }
+    base = f"/weights/bases/{BASE.replace(':', '-')}"
     assert writable == {
-        ("arith-trainer", "/weights/bases"): False,
-        ("arith-trainer", "/weights/checkpoints"): False,
+        ("arith-trainer", base): False,
         ("arith-trainer", "/weights/checkpoints/arith"): True,
         ("arith-trainer", "/weights/models/arith"): True,
-        ("arith-rollout", "/weights/bases"): False,
-        ("arith-rollout", "/weights/checkpoints"): False,
+        ("arith-rollout", base): False,
+        ("arith-rollout", "/weights/checkpoints/arith"): False,
         ("arith-import", "/weights"): True,
     }
 

@@ -38,7 +38,7 @@ def test_the_message_is_printed_and_left_where_a_pod_has_a_file_for_it(
     "program",
     [
         *("controllers", "gateway", "runner", "sampler", "trainer", "trainer.ranks"),
-        *(f"trainer.jobs.{job}" for job in ("collector", "importer", "own_folders", "scrubber")),
+        *(f"trainer.jobs.{job}" for job in ("collector", "importer", "folders", "scrubber")),
     ],
 )
 def test_the_first_process_of_a_container_ends_at_once_while_it_still_imports(program: str) -> None:

@@ -24,7 +24,8 @@ from espalier.controllers.peers.sampler_client import RolloutError
 from espalier.core.checkpoints.scrub import SCRUB
 from espalier.core.volume import checkpoints_of, directory_name
 from espalier.kube.objects import Body, ObjectKey
-from espalier.sampler.verified_store import AdapterStore, StoreError
+from espalier.sampler.verified_files import StoreError
+from espalier.sampler.verified_store import AdapterStore
 
 MODEL = "arith"
 TRANSCRIPTS = Path("out/recovery")

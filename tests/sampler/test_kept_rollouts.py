@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,29 @@ def test_a_page_ends_at_its_bytes_and_says_where_to_go_on(
 def test_records_that_were_altered_are_refused(volume: Path, name: str) -> None:
     (file,) = volume.rglob(FILE)
     file.write_text('{"completion": "another"}\n')
+    status, problem = ask(volume, checkpoint=name)
+    assert (status, problem["reason"]) == (404, "FileAltered")
+
+
+def test_records_that_are_altered_while_they_are_read_are_refused(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "long"
+    source.mkdir()
+    # More than is read at once.
+    lines = (json.dumps({"completion": name * 2**20}) for name in "abc")
+    (source / FILE).write_text("\n".join(lines))
+    name = f"arith@{commit_checkpoint(volume, source, BASE, rank=4)[7:19]}"
+    (file,) = volume.rglob(FILE)
+    page = kept_rollouts.page_of
+
+    def altered_meanwhile(read: Iterable[bytes], after: int) -> bytes:
+        given = iter(read)
+        first = next(given)
+        file.write_bytes(file.read_bytes().replace(b"c", b"d"))
+        return page([first, *given], after)
+
+    monkeypatch.setattr(kept_rollouts, "page_of", altered_meanwhile)
     status, problem = ask(volume, checkpoint=name)
     assert (status, problem["reason"]) == (404, "FileAltered")
 

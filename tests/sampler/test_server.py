@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ import pytest
 import torch
 from dev.docs.metrics_page import OF_VLLM
 from tests.sampler import server, tiny
+from tests.sampler.engine_alone import overwrite
 from tests.security.fuzzing import SAMPLERS, told, unconnected
 from tests.security.hostile_requests import requests
 
@@ -210,6 +212,36 @@ def test_an_adapter_whose_directory_is_deleted_becomes_404_and_the_engine_lives(
     shutil.move(directory, doomed)
     assert rollout.complete(name, "x").status_code == 404
     assert rollout.get("/healthz").status_code == 200
+
+
+def test_an_evicted_adapter_that_was_altered_is_a_404_and_the_engine_lives(
+    rollout: server.Rollout, weights: Weights
+) -> None:
+    def committed(seed: int) -> str:
+        return tiny.commit_adapter(weights.volume, weights.model, weights.base, seed=seed)
+
+    def sampled(digest: str) -> dict[str, Any]:
+        return greedy(rollout, f"tiny@{digest[7:19]}", "x")
+
+    digest = committed(98)
+    honest = sampled(digest)
+    # As many as it keeps, so that it must read the first again.
+    for seed in range(200, 206):
+        sampled(committed(seed))
+    directory = weights.volume / "checkpoints" / "arith" / digest.replace(":", "-")
+    file = directory / "adapter_model.safetensors"
+    content, before = file.read_bytes(), file.stat()
+    overwrite(directory)
+    # As if nothing had been written.
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    refused = rollout.complete(f"tiny@{digest[7:19]}", "x")
+    assert refused.status_code == 404, refused.text
+    assert "FileAltered" in refused.text
+    assert rollout.get("/healthz").status_code == 200
+    assert greedy(rollout, "base", "x")
+    file.write_bytes(content)
+    assert sampled(digest) == honest
+    assert rollout.serve(*map(weights.name, range(3))).status_code == 200
 
 
 def test_a_seeded_request_repeats_and_an_unseeded_one_does_not(rollout: server.Rollout) -> None:

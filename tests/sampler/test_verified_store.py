@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.sampler.tiny import commit, commit_checkpoint
 
-from espalier.sampler.verified_store import AdapterStore, StoreError, verify_base
+from espalier.sampler.verified_files import StoreError
+from espalier.sampler.verified_store import AdapterStore, verify_base
 
 BASE = "sha256:" + "b" * 64
 OTHER_BASE = "sha256:" + "c" * 64

@@ -16,10 +16,12 @@ from tests.trainer.test_ranks import environment
 from espalier.cli.head_manifest import HeadManifestError, documents_of
 from espalier.core.manifests.installation import KEYS_FILE, ChildSettings
 from espalier.core.manifests.sampler import rollout_deployment
+from espalier.core.manifests.scrubber import scrubber_job
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.core.volume import checkpoints_of, digest_of
 from espalier.local.manifests import ManifestError, read
-from espalier.sampler.verified_store import StoreError, verify_base
+from espalier.sampler.verified_files import StoreError
+from espalier.sampler.verified_store import verify_base
 from espalier.trainer.__main__ import make_policy
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.this_rank import read_world
@@ -126,10 +128,15 @@ def mounts(workload: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {mount["mountPath"]: mount for mount in container["volumeMounts"]}
 
 
-def test_a_trainer_writes_its_own_folders_of_the_volume_and_a_sampler_nothing() -> None:
+@pytest.mark.parametrize("others", [(), ("parent",)])
+def test_a_model_sees_its_own_part_of_the_volume_and_what_it_names_of_others(
+    others: tuple[str, ...],
+) -> None:
     settings = ChildSettings(SETTINGS.images, KEYS_FILE, SETTINGS.gateway_url)
-    trainer = mounts(trainer_statefulset(model_of(), settings, base=BASE, replicas=1))
-    sampler = mounts(rollout_deployment(model_of(), settings, base=BASE))
+    trainer = mounts(
+        trainer_statefulset(model_of(), settings, base=BASE, replicas=1, others=others)
+    )
+    sampler = mounts(rollout_deployment(model_of(), settings, base=BASE, others=others))
 
     def parts(of: dict[str, dict[str, Any]]) -> dict[str, bool]:
         """Where the volume is seen, by path inside of it, and whether it may be written."""
@@ -137,11 +144,12 @@ def test_a_trainer_writes_its_own_folders_of_the_volume_and_a_sampler_nothing() 
         assert all(m["mountPath"] == f"/weights/{m['subPath']}" for m in weights)
         return {mount["subPath"]: not mount.get("readOnly", False) for mount in weights}
 
-    assert parts(sampler) == {"bases": False, "checkpoints": False}
-    assert parts(trainer) == {
-        **{"bases": False, "checkpoints": False},
-        **{"checkpoints/arith": True, "models/arith": True},
-    }
+    scrubber = mounts(scrubber_job(model_of(), [], BASE, settings))
+    assert parts(scrubber) == {"bases": False, "checkpoints/arith": False}
+    base = f"bases/{BASE.replace(':', '-')}"
+    read = {base: False, **{f"checkpoints/{other}": False for other in others}}
+    assert parts(sampler) == {**read, "checkpoints/arith": False}
+    assert parts(trainer) == {**read, "checkpoints/arith": True, "models/arith": True}
     # A subPath would keep the keys of the pod's start.
     for found in (trainer, sampler):
         assert found["/etc/espalier/keys"] == {

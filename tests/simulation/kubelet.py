@@ -18,6 +18,16 @@ BASE_DIGEST = digest("base")
 RESOLVED = {"uri": "volume://bases/tiny", "revision": "1", "digest": BASE_DIGEST}
 
 
+# Fields of a template's container that its pods have too.
+KEPT = ("name", "resources", "volumeMounts")
+
+
+def mounts(pod: Body) -> list[Body]:
+    """What the main container of a pod, or of a template, mounts."""
+    found: list[Body] = pod["containers"][0].get("volumeMounts", [])
+    return found
+
+
 class Kubelet:
     """Every ``tick`` moves each pod on by one state: absent, running, ready."""
 
@@ -105,8 +115,10 @@ class Kubelet:
             for pod in self.bodies("Pod")
             if any(r["uid"] == uid for r in pod["metadata"].get("ownerReferences", ()))
         ]
-        for pod in have[wanted:]:
+        old = [pod for pod in have[:wanted] if not self._is_of(pod, owner)]
+        for pod in [*have[wanted:], *old]:
             await self.cluster.delete(key_of_pod(pod))
+        have = [pod for pod in have if pod not in old]
         role = owner["spec"]["template"]["metadata"]["labels"][ROLE]
         if role in self.refused and len(have) < wanted:
             await self._refuse(owner, self.refused[role])
@@ -116,6 +128,12 @@ class Kubelet:
         if role in self.unmounted:
             for pod in have:
                 await self._warn(pod, "FailedMount", self.unmounted[role])
+
+    def _is_of(self, pod: Body, owner: Body) -> bool:
+        """Whether a pod mounts what its owner says by now; others are replaced, but a Job's."""
+        return owner["kind"] == "Job" or mounts(pod["spec"]) == mounts(
+            owner["spec"]["template"]["spec"]
+        )
 
     async def _refuse(self, owner: Body, why: str) -> None:
         """A Deployment says it in a condition, after its ReplicaSet; others in Events alone."""
@@ -173,7 +191,7 @@ class Kubelet:
             "ownerReferences": [controlled_by(owner)],
         }
         container = template["spec"]["containers"][0]
-        main, given = container["name"], {n: container[n] for n in ("name", "resources")}
+        main, given = container["name"], {n: container[n] for n in KEPT if n in container}
         restarts = template["spec"].get("restartPolicy", "Always")
         body = {
             "metadata": metadata,

@@ -6,15 +6,16 @@ A sampler is there as long as its model is served; a trainer only while somebody
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from http import HTTPStatus
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from espalier.api.wire.problem import Problem
 from espalier.sampler import guard
-from espalier.sampler.verified_store import StoreError, VerifiedCheckpoints, verify_file
+from espalier.sampler.verified_files import StoreError, verified_lines
+from espalier.sampler.verified_store import VerifiedCheckpoints
 
 FILE = "rollouts.jsonl"
 # Of one answer, which has one record at least.
@@ -49,23 +50,21 @@ class KeptRollouts:
 
     def _page(self, name: str, after: int) -> bytes:
         directory, manifest = self._store.open(name)
-        verify_file(directory, FILE, manifest)
-        return page_of(directory / FILE, after)
+        return page_of(verified_lines(directory, FILE, manifest), after)
 
 
-def page_of(file: Path, after: int) -> bytes:
+def page_of(lines: Iterable[bytes], after: int) -> bytes:
     """JSON of ``records``, their ``total``, and ``next``: what to ask for as ``after``, or null."""
     records: list[bytes] = []
     size = total = 0
     full = False
-    with file.open("rb") as lines:
-        for total, line in enumerate(lines, 1):
-            if total <= after or full:
-                continue
-            full = bool(records) and size + len(line) > PAGE_BYTES
-            if not full:
-                records.append(line.strip())
-                size += len(line)
+    for total, line in enumerate(lines, 1):
+        if total <= after or full:
+            continue
+        full = bool(records) and size + len(line) > PAGE_BYTES
+        if not full:
+            records.append(line.strip())
+            size += len(line)
     end = after + len(records)
     more = str(end) if records and end < total else "null"
     return b'{"records":[%s],"total":%d,"next":%s}' % (b",".join(records), total, more.encode())

@@ -18,7 +18,7 @@ from espalier.api.exit_codes import TERMINATED, USER_MISTAKE
 from espalier.api.wire.problem import Problem
 from espalier.environment import SettingsError
 from espalier.process import leave_problem
-from espalier.sampler import flags, settings, tool_parsers, verified_store
+from espalier.sampler import flags, settings, tool_parsers, verified_files, verified_store
 from espalier.sampler.cpu import quick_start
 from espalier.telemetry.settings import TRACES_ENDPOINT
 
@@ -43,7 +43,7 @@ def main() -> None:
         verified_store.verify_base(configuration.base_directory)
     except SettingsError as error:
         _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
-    except verified_store.StoreError as error:
+    except verified_files.StoreError as error:
         _fail(error.problem)
     cpu = is_cpu_build()
     config = json.loads((configuration.base_directory / "config.json").read_bytes())

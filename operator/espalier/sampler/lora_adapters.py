@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,56 @@ from vllm.lora.request import LoRARequest
 from espalier.api.wire.problem import Problem
 from espalier.api.wire.rollout_control import Served
 from espalier.core import names
+from espalier.core.volume import MANIFEST
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving
+from espalier.sampler.verified_store import ADAPTER_FILES
 
 LOAD_SECONDS = 60.0
 
 
 class LiveAdapters(dict[str, LoRARequest]):
-    """vLLM's registry of adapters, minus those whose directory is gone.
+    """vLLM's registry of adapters, minus those whose files are gone or were touched.
 
-    vLLM reads an evicted adapter from disk again in the middle of a step, and its engine dies when
-    the directory has been deleted. A name that is forgotten here is resolved again: a 404.
+    vLLM reads an evicted adapter again in the middle of a step, and its engine ends where that
+    fails (``verified_load``). A name that is forgotten here is resolved again, so what does not
+    match its digest is a 404 before that.
     """
+
+    def __init__(self, loaded: Mapping[str, LoRARequest]) -> None:
+        super().__init__()
+        self._seen: dict[str, Seen] = {}
+        for name, request in loaded.items():
+            self[name] = request
+
+    def __setitem__(self, name: str, request: LoRARequest) -> None:
+        super().__setitem__(name, request)
+        self._seen[name] = seen(request)
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        del self._seen[name]
 
     def __contains__(self, name: object) -> bool:
         if not super().__contains__(name):
             return False
-        if Path(self[str(name)].lora_path).is_dir():
+        now = seen(self[str(name)])
+        if now and now == self._seen[str(name)]:
             return True
         del self[str(name)]
         return False
+
+
+Seen = tuple[tuple[int, int, int, int], ...]
+
+
+def seen(request: LoRARequest) -> Seen:
+    """What tells that an adapter's files were written or replaced; empty where one is missing."""
+    try:
+        found = [(Path(request.lora_path) / name).stat() for name in (MANIFEST, *ADAPTER_FILES)]
+    except OSError:
+        return ()
+    return tuple((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in found)
 
 
 class AdapterServing(Serving):

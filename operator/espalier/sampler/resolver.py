@@ -9,7 +9,8 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver
 
 from espalier.api.wire.problem import Problem
-from espalier.sampler.verified_store import AdapterStore, StoreError
+from espalier.sampler.verified_files import StoreError
+from espalier.sampler.verified_store import AdapterStore
 
 
 class UnservableAdapterError(VLLMNotFoundError):  # type: ignore[misc]

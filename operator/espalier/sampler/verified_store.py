@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.api.wire.problem import Problem
 from espalier.core import names
 from espalier.core.volume import (
     DIGEST_PREFIX,
     FOLDERS,
-    MANIFEST,
-    canonical_json,
     digest_named,
-    digest_of,
     directory_name,
     is_digest,
-    sha256_of,
     unlisted,
 )
+from espalier.sampler.verified_files import StoreError, read_manifest, verify_file
 
 ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
@@ -36,14 +32,6 @@ ADAPTER_NAME = re.compile(
 HASHED_AT_ONCE = 4
 # The files of a checkpoint that vLLM reads; the optimizer's state is never opened here.
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-class StoreError(Exception):
-    """Something on the volume is missing, altered or unfit; ``problem`` is for the caller."""
-
-    def __init__(self, reason: str, detail: str, remedy: str) -> None:
-        super().__init__(detail)
-        self.problem = Problem(reason=reason, detail=detail, remedy=remedy)
 
 
 @dataclass(frozen=True)
@@ -169,60 +157,6 @@ class AdapterStore(VerifiedCheckpoints):
                 "raise spec.adapter.rank of the model that serves it",
             )
         return rank
-
-
-def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a base or checkpoint whose digest is the directory's name."""
-    try:
-        manifest = json.loads((directory / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise StoreError(
-            "NotCommitted", f"{directory.name} has no {MANIFEST}", "wait for its commit to finish"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise StoreError(
-            "Unreadable", f"{MANIFEST} of {directory.name}: {error}", "restore the file"
-        ) from error
-    digest = digest_of(canonical_json(manifest))
-    if not isinstance(manifest, dict) or directory_name(digest) != directory.name:
-        raise StoreError(
-            "DigestMismatch",
-            f"the manifest of {directory.name} has digest {digest}",
-            "the manifest was altered: restore or delete the directory",
-        )
-    if manifest.get("kind") != kind:
-        raise StoreError(
-            "WrongKind",
-            f"{directory.name} is a {manifest.get('kind')}, not a {kind}",
-            f"name a {kind}",
-        )
-    return manifest
-
-
-def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:
-    """Raise StoreError unless the file is the one that the manifest lists."""
-    entry = manifest.get("files", {}).get(name)
-    if entry is None:
-        raise StoreError(
-            "FileNotListed",
-            f"the manifest of {directory.name} lists no {name}",
-            "commit the adapter again with this file",
-        )
-    try:
-        with (directory / name).open("rb") as file:
-            found = sha256_of(file)
-    except OSError as error:
-        raise StoreError(
-            "Unreadable",
-            f"{name} of {directory.name}: {error.strerror}",
-            "files of a commit are mode 0644, directories 0755",
-        ) from error
-    if found != entry.get("sha256"):
-        raise StoreError(
-            "FileAltered",
-            f"{name} of {directory.name} does not match its manifest",
-            "restore the file from a copy, or delete the directory and import or train it again",
-        )
 
 
 def verify_base(directory: Path) -> None:

@@ -60,6 +60,13 @@ class Scrub(Type):
     )
 
 
+class Read(Type):
+    """A Checkpoint of another model that the pods of this one read."""
+
+    checkpoint: Name = Field(description="checkpoint is its name.")
+    model: Name = Field(description="model whose folder of the claim the pods read for it.")
+
+
 class TrainableModelStatus(Type):
     """The observed fork. Only the operator writes it."""
 
@@ -82,6 +89,14 @@ class TrainableModelStatus(Type):
     )
     root_checkpoint_ref: ObjectRef | None = Field(
         default=None, description="rootCheckpointRef is the checkpoint the fork started from."
+    )
+    reads: list[Read] = Field(
+        default_factory=list,
+        description="reads are the Checkpoints of other models that the pods need: the one that "
+        "the model forks from, and for the trainer the kl.reference of each run that is not over, "
+        "while it is its turn.",
+        max_length=64,
+        json_schema_extra=list_map("checkpoint"),
     )
     endpoint: Endpoint | None = Field(default=None, description="endpoint to sample and train.")
     tree: Tree | None = Field(default=None, description="tree of checkpoints.")

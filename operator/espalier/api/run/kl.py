@@ -28,7 +28,8 @@ class KlReference(Type):
         default=None,
         description="checkpointRef names a Checkpoint of the model, or of another on its volume "
         "with the same base, rank and alpha: the trainer loads its adapter, frozen, beside the one "
-        "it trains. Its bytes stay while the run names it. Not for adapter.type Full.",
+        "it trains. Its bytes stay while the run names it. A trainer that is up restarts before a "
+        "run that names another model's, for it sees no other. Not for adapter.type Full.",
     )
 
     model_config = ConfigDict(

@@ -9,12 +9,14 @@ from pydantic import BaseModel
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.checkpointhead import CheckpointHead
+from espalier.api.model.status import Read
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.controllers.observed.parsing import UnreadableObjectError, read
 from espalier.core.lineage.lineage import Lineage, recorded_bases, root_of
 from espalier.core.lineage.lineage_index import LineageIndex
 from espalier.core.manifests.labels import Role
+from espalier.core.model import reads
 from espalier.core.pods.pods import JobState, Pod, live, read_job, read_pod
 from espalier.kube.cache import Cache, ChangeSource
 from espalier.kube.objects import Body, ObjectKey, without_managers
@@ -112,6 +114,13 @@ class Lister:
         """The checkpoint that a model forks from, if it does and the checkpoint exists."""
         ref = model.spec.source.checkpoint_ref
         return self.checkpoint(model.metadata.namespace, ref.name) if ref is not None else None
+
+    def reads(self, model: TrainableModel, runs: Sequence[TrainingRun]) -> list[Read]:
+        """What a model's pods may read of other models, each while it is the turn of its run."""
+        names = reads.named(model, runs)
+        there = [self.checkpoint(model.metadata.namespace, name) for name in names]
+        found = {c.metadata.name: c.spec.model_ref.name for c in there if c is not None}
+        return reads.of(model, names, found)
 
     def pods(self, namespace: str, role: Role, *, model: str = "", run: str = "") -> list[Pod]:
         """The pods of a role, of a model or of a run; not those that merely carry the labels."""

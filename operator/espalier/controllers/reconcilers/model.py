@@ -193,7 +193,8 @@ class ModelReconciler:
         ledger = self.streams.ledger(namespace, name)
         head = self.lister.head(namespace, name)
         runs = self.lister.runs(namespace, name)
-        resting = turns.active(runs) if freed else None
+        active = turns.active(runs)
+        resting = active if freed else None
         return models.ModelView(
             model=model,
             source=origin,
@@ -208,6 +209,8 @@ class ModelReconciler:
             warnings=ledger.warnings,
             problem=ledger.problem,
             namesake=head if leader is None else None,
+            reads=self.lister.reads(model, turns.waiting(runs)),
+            run=active,
         )
 
     async def _import(self, model: TrainableModel, action: source.ImporterAction) -> None:

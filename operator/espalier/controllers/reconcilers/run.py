@@ -20,6 +20,7 @@ from espalier.core.checkpoints.commits import run_identity
 from espalier.core.gitowner import git_owner
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.runner import pod_fingerprint, runner_job
+from espalier.core.model import reads
 from espalier.core.names import runner_name
 from espalier.core.pods import pods
 from espalier.core.pods.pods import RUN_GENERATION, RUN_POD
@@ -105,7 +106,8 @@ class RunReconciler:
         leader = self.lister.leader(namespace, model)
         lineage = self.lister.lineage(namespace, model)
         wanted = turns.assignment(run, owner, leader, lineage)
-        if wanted is None:
+        if wanted is None or not reads.sees(trainer, self.lister.reads(owner, [run])):
+            # It is being replaced by one that sees what the run names.
             return False, None
         trainers = self.trainers
         if trainers.acknowledged(namespace, model, trainer, wanted):

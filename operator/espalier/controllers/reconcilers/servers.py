@@ -30,6 +30,9 @@ class _Wanted:
     base: str
     rollouts: int | None
     trainers: int | None
+    # Models whose checkpoints they read beside their own.
+    sampled: tuple[str, ...]
+    trained: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,8 @@ class Servers:
             decision.trainer_replicas
             if decision.trainer_replicas or self.lister.body(trainer) is not None
             else None,
+            decision.sampled,
+            decision.trained,
         )
         built = self._intents.get(key)
         if built is None or built[0] != wanted:
@@ -109,11 +114,19 @@ class Servers:
             spec = model.spec.model_copy(update={"rollout": rollout})
             scaled = model.model_copy(update={"spec": spec})
             intents.append(rollout_service(model))
-            intents.append(rollout_deployment(scaled, settings, base=wanted.base))
+            intents.append(
+                rollout_deployment(scaled, settings, base=wanted.base, others=wanted.sampled)
+            )
         if wanted.trainers is not None:
             intents.append(trainer_service(model))
             intents.append(
-                trainer_statefulset(model, settings, base=wanted.base, replicas=wanted.trainers)
+                trainer_statefulset(
+                    model,
+                    settings,
+                    base=wanted.base,
+                    replicas=wanted.trainers,
+                    others=wanted.trained,
+                )
             )
         return intents
 

@@ -14,6 +14,9 @@ TEMPLATE_HASH = "espalier.dev/template-hash"
 
 Role = Literal["trainer", "rollout", "runner", "importer", "collector", "scrubber"]
 
+# The init container that makes what a pod mounts of a model's volume.
+FOLDERS_CONTAINER = "folders"
+
 MANAGED = {MANAGED_BY: MANAGER}
 
 

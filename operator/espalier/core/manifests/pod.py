@@ -19,7 +19,6 @@ from espalier.core.manifests.installation import (
 )
 from espalier.core.manifests.intent import Manifest
 from espalier.core.names import POD_UID
-from espalier.core.volume import FOLDERS, checkpoints_of, log_of
 
 USER = 65532
 PORT = 8000
@@ -108,26 +107,8 @@ def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
     return Mount("weights", source, VOLUME_PATH, read_only=read_only)
 
 
-def weights_to_read(model: TrainableModel) -> tuple[Mount, ...]:
-    """Bases and checkpoints of the model's volume, those of other models too, to be read.
-
-    A fork starts from a checkpoint of its parent's, and a run may name any as its reference. Logs
-    and traces are not among them. The import has made both folders.
-    """
-    return tuple(_part(model, Path(folder), read_only=True) for folder in FOLDERS.values())
-
-
-def own_folders(model: TrainableModel) -> tuple[Mount, ...]:
-    """What a model's trainer writes: its checkpoints, over those to be read, and its log.
-
-    What is mounted must have been made by then, by ``trainer.jobs.own_folders``.
-    """
-    name = model.metadata.name
-    return (_part(model, checkpoints_of(Path(), name)), _part(model, log_of(Path(), name)))
-
-
-def _part(model: TrainableModel, folder: Path, *, read_only: bool = False) -> Mount:
-    """A folder of the model's volume, where it lies in it."""
+def part(model: TrainableModel, folder: Path, *, read_only: bool = False) -> Mount:
+    """A folder of the model's volume, where it lies in it; ``folders_container`` has made it."""
     whole = claim(model, read_only=read_only)
     return replace(whole, path=f"{whole.path}/{folder}", sub_path=str(folder))
 

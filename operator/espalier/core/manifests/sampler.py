@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from espalier.api.model.rollout import RolloutSpec
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.folders import folders_container, to_sample
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
@@ -18,7 +21,6 @@ from espalier.core.manifests.pod import (
     pod_spec,
     public_keys,
     startup_probe,
-    weights_to_read,
 )
 from espalier.core.manifests.queue import NO_DEADLINE, gated, queue_labels, queue_of
 from espalier.core.names import rollout_name
@@ -52,8 +54,13 @@ def rollout_service(model: TrainableModel) -> Manifest:
     )
 
 
-def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: str) -> Manifest:
-    """The rollouts of a model on a base given by its digest, as many as its spec says."""
+def rollout_deployment(
+    model: TrainableModel, settings: ChildSettings, *, base: str, others: Sequence[str] = ()
+) -> Manifest:
+    """The rollouts of a model on a base given by its digest, as many as its spec says.
+
+    They read checkpoints of the models named by ``others`` too.
+    """
     name, labels = rollout_name(model.metadata.name), child_labels("rollout", model.metadata.name)
     rollout = model.spec.rollout
     dtype = rollout.dtype or model.spec.trainer.dtype
@@ -70,7 +77,7 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
             **({"ESPALIER_ADAPTER_TYPE": "Full"} if model.spec.adapter.type == "Full" else {}),
             **_parsers(rollout),
         },
-        mounts=(*weights_to_read(model), *public_keys(settings)),
+        mounts=(*to_sample(model, base, others), *public_keys(settings)),
         serves=True,
         probes={"startupProbe": startup_probe(rollout.startup_seconds, period=1), **_PROBES},
     )
@@ -92,6 +99,11 @@ def rollout_deployment(model: TrainableModel, settings: ChildSettings, *, base: 
                 container,
                 rollout.template,
                 grace_seconds=60,
+                init_containers=(
+                    folders_container(
+                        model, container.image, rollout.template, base=base, others=others
+                    ),
+                ),
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
                 tmp_size=settings.tmp_size,

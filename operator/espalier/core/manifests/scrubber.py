@@ -9,6 +9,7 @@ from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.folders import folders_container, to_scrub
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
@@ -17,7 +18,6 @@ from espalier.core.manifests.pod import (
     VOLUME_PATH,
     Container,
     Requests,
-    claim,
     pod_metadata,
     pod_spec,
 )
@@ -46,7 +46,7 @@ def scrubber_job(
 ) -> Manifest:
     """The Job that reads these checkpoints, and before them the base of that digest, if any.
 
-    No time bounds it: how long a slow volume takes is not known. Its pod sees the volume read-only.
+    No time bounds it: how long a slow volume takes is not known. It writes nothing.
     """
     labels = child_labels("scrubber", model.metadata.name)
     rate = model.spec.storage.scrub.mebibytes_per_second
@@ -55,7 +55,7 @@ def scrubber_job(
         image=settings.images.trainer,
         requests=_REQUESTS,
         env={"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": model.metadata.name},
-        mounts=(claim(model, read_only=True),),
+        mounts=to_scrub(model),
         command=_COMMAND,
         args=(
             "--mebibytes-per-second",
@@ -69,6 +69,7 @@ def scrubber_job(
         container,
         template,
         grace_seconds=30,
+        init_containers=(folders_container(model, container.image, template),),
         pull_secrets=settings.pull_secrets,
         tmp_size=settings.tmp_size,
         assigned_ids=settings.assigned_ids,

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
-from espalier.api.podtemplate import BOUNDED, PodTemplate, Resources
 from espalier.api.trainablemodel import TrainableModel
+from espalier.core.manifests.folders import folders_container, to_train
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.labels import child_labels
 from espalier.core.manifests.pod import (
     PORT,
     PORT_NAME,
-    VOLUME_PATH,
     Container,
     Requests,
-    claim,
     http_probe,
     model_env,
-    own_folders,
     pod_metadata,
     pod_spec,
     public_keys,
     startup_probe,
-    weights_to_read,
 )
 from espalier.core.manifests.queue import gated, pods_alone
 from espalier.core.names import trainer_name
 
 _REQUESTS = Requests("500m", "1Gi")
-_FOLDERS_REQUESTS = Requests("50m", "64Mi")
-_FOLDERS = ("python", "-m", "espalier.trainer.jobs.own_folders")
 # One rank is what the image runs by itself.
 _RANKS = ("python", "-m", "espalier.trainer.ranks", "--ranks")
 # A step may keep all cores busy; /healthz tells a long step from one that is stuck.
@@ -63,9 +58,17 @@ def trainer_service(model: TrainableModel) -> Manifest:
 
 
 def trainer_statefulset(
-    model: TrainableModel, settings: ChildSettings, *, base: str, replicas: int
+    model: TrainableModel,
+    settings: ChildSettings,
+    *,
+    base: str,
+    replicas: int,
+    others: Sequence[str] = (),
 ) -> Manifest:
-    """The trainer of a model on a base given by its digest; ``replicas`` is 1 to train, else 0."""
+    """The trainer of a model on a base given by its digest; ``replicas`` is 1 to train, else 0.
+
+    It reads checkpoints of the models named by ``others`` too.
+    """
     name, labels = trainer_name(model.metadata.name), child_labels("trainer", model.metadata.name)
     trainer = model.spec.trainer
     env = model_env(model, settings, base=base, dtype=trainer.dtype)
@@ -74,7 +77,7 @@ def trainer_statefulset(
         image=settings.images.trainer,
         requests=_REQUESTS,
         env={**env, "ESPALIER_ADAPTER": json.dumps(model.spec.adapter.wire(), sort_keys=True)},
-        mounts=(*weights_to_read(model), *own_folders(model), *public_keys(settings)),
+        mounts=(*to_train(model, base, others), *public_keys(settings)),
         command=(*_RANKS, str(trainer.ranks)) if trainer.ranks > 1 else (),
         serves=True,
         probes={"startupProbe": startup_probe(trainer.startup_seconds, period=2), **_PROBES},
@@ -92,7 +95,11 @@ def trainer_statefulset(
                 container,
                 trainer.template,
                 grace_seconds=60,
-                init_containers=(_folders(model, settings),),
+                init_containers=(
+                    folders_container(
+                        model, container.image, trainer.template, base=base, others=others
+                    ),
+                ),
                 pull_secrets=settings.pull_secrets,
                 assigned_ids=settings.assigned_ids,
                 tmp_size=settings.tmp_size,
@@ -108,28 +115,4 @@ def trainer_statefulset(
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=spec,
-    )
-
-
-def _folders(model: TrainableModel, settings: ChildSettings) -> Container:
-    """Makes the folders that the trainer alone may write; it sees the whole volume, and ends."""
-    return Container(
-        name="folders",
-        image=settings.images.trainer,
-        requests=_FOLDERS_REQUESTS,
-        env={"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": model.metadata.name},
-        mounts=(claim(model),),
-        command=_FOLDERS,
-        resources=_without_devices(model.spec.trainer.template),
-    )
-
-
-def _without_devices(template: PodTemplate | None) -> Resources | None:
-    """As the trainer's own, for a quota counts every container; its GPUs wait for it alone."""
-    given = template.resources if template else None
-    if given is None:
-        return None
-    return Resources(
-        requests={name: q for name, q in given.requests.items() if name in BOUNDED},
-        limits={name: q for name, q in given.limits.items() if name in BOUNDED},
     )

@@ -9,8 +9,9 @@ from typing import Literal
 
 from espalier.api.checkpointhead import CheckpointHead
 from espalier.api.meta import API_VERSION, ObjectRef
-from espalier.api.model.status import Endpoint, RolloutStatus, TrainableModelStatus
+from espalier.api.model.status import Endpoint, Read, RolloutStatus, TrainableModelStatus
 from espalier.api.trainablemodel import TrainableModel
+from espalier.api.trainingrun import TrainingRun
 from espalier.api.wire.problem import Problem
 from espalier.core import conditions
 from espalier.core.checkpoints import imported
@@ -20,7 +21,7 @@ from espalier.core.gitowner import git_owner
 from espalier.core.lineage.lineage import Lineage
 from espalier.core.manifests.intent import Manifest, owner_reference
 from espalier.core.manifests.labels import child_labels
-from espalier.core.model import drawn_tree, reported, source
+from espalier.core.model import drawn_tree, reads, reported, source
 from espalier.core.model.source import SourceDecision
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker
@@ -40,6 +41,8 @@ class ModelView:
     ``warnings`` and ``problem`` are what the trainer reports; None: nothing has been heard.
     ``namesake`` is a head of another model that has this model's name. ``blockers`` are why pods
     cannot be made, by condition. ``idle_run`` is the run whose trainer was freed for want of calls.
+    ``reads`` is what the pods may read of other models, each while it is the turn of its run, now
+    ``run``.
     """
 
     model: TrainableModel
@@ -56,6 +59,8 @@ class ModelView:
     blockers: Mapping[str, Blocker] = field(default_factory=dict)
     idle_run: str = ""
     scrub: ScrubDecision | None = None
+    reads: Sequence[Read] = ()
+    run: TrainingRun | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ class ModelDecision:
     """The status to write and how many pods to run; None: leave what runs as it is.
 
     ``head_in`` is the seconds until the default head is to be created, None where there is no need.
-    ``root`` is the Checkpoint of an imported adapter, to be created.
+    ``root`` is the Checkpoint of an imported adapter, to be created. ``sampled`` and ``trained``
+    are the other models whose checkpoints samplers and trainer see.
     """
 
     status: TrainableModelStatus
@@ -71,6 +77,8 @@ class ModelDecision:
     rollout_replicas: int | None
     head_in: float | None
     root: Manifest | None = None
+    sampled: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         source=source.shown(model),
         import_progress=view.source.progress,
         root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
+        reads=[*view.reads],
         endpoint=Endpoint(slug=name, url=view.gateway_url),
         tree=drawn_tree.grown(view.lineage, view.heads, name, model.status.tree),
         rollout=_rollout_status(name, view.rollout_pods),
@@ -130,6 +139,8 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         rollout_replicas=_scale(wanted, rollouts) if resolved and not unfit else None,
         head_in=None if _has_head(view) else _head_in(model, now),
         root=imported.root(model, view.source.resolved, view.lineage),
+        sampled=reads.folders(view.reads, reads.named(model, ())),
+        trained=reads.folders(view.reads, reads.named(model, [view.run] if view.run else ())),
     )
 
 

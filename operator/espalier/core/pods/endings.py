@@ -87,6 +87,12 @@ def init_failure(status: Mapping[str, Any]) -> str:
     return ""
 
 
+def of_folders(status: Mapping[str, Any]) -> dict[str, Any]:
+    """How the init container ended that makes what a pod mounts; empty if it never did."""
+    found = status.get("initContainerStatuses", [])
+    return next((last_end(c) for c in found if c.get("name") == labels.FOLDERS_CONTAINER), {})
+
+
 def problem(ended: Mapping[str, Any]) -> Problem | None:
     """What a container left that gave up because only a person can go on."""
     if ended.get("exitCode") != USER_MISTAKE:

@@ -20,13 +20,14 @@ class Pod:
     """The facts about a pod that decisions read.
 
     ``instance`` changes with every start of the main container; ``waiting`` is why it does not run,
-    as Kubernetes words it; ``problem`` what the main container left behind when it gave up;
-    ``message`` its termination message; ``copying`` how an init container failed; ``killed`` that
-    the main container last ended for want of memory, and what to do about it; ``died`` how it last
-    ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
-    run on although the main one, of a Job, is over for good. ``gpus`` are given to it. ``image`` is
-    the digest of the main container's image, empty until the node has told it. ``place`` is where
-    it waits for a quota.
+    as Kubernetes words it; ``problem`` what it, or the one that makes folders before it, left
+    behind when it gave up; ``message`` its termination message; ``copying`` how an init container
+    failed; ``killed`` that the main container last ended for want of memory, and what to do about
+    it; ``died`` how it last ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived``
+    are the containers that run on although the main one, of a Job, is over for good. ``gpus`` are
+    given to it. ``image`` is the digest of the main container's image, empty until the node has
+    told it. ``place`` is where it waits for a quota. ``parts`` of the model's volume are mounted by
+    themselves.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Pod:
     gpus: int = 0
     image: str = ""
     place: Place | None = None
+    parts: frozenset[str] = frozenset()
 
     @property
     def told(self) -> Problem | None:
@@ -126,7 +128,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         finished=finished,
         waiting=waiting,
         waiting_reason=reason,
-        problem=endings.problem(ended),
+        problem=endings.problem(ended) or endings.problem(endings.of_folders(status)),
         message=ended.get("message", ""),
         copying=endings.init_failure(status),
         killed=killed,
@@ -138,6 +140,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         gpus=gpus.held(body),
         image=_image(main),
         place=pod_place(body),
+        parts=_parts(body),
     )
 
 
@@ -239,6 +242,12 @@ def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
     name = declared[0]["name"] if declared else None
     found: dict[str, Any] = next((s for s in statuses if s.get("name") == name), {})
     return found
+
+
+def _parts(body: Mapping[str, Any]) -> frozenset[str]:
+    containers = body.get("spec", {}).get("containers", [])[:1]
+    mounts = [mount for container in containers for mount in container.get("volumeMounts", [])]
+    return frozenset(mount["subPath"] for mount in mounts if "subPath" in mount)
 
 
 def _image(main: Mapping[str, Any]) -> str:

@@ -31,6 +31,13 @@ def active(runs: Sequence[TrainingRun]) -> TrainingRun | None:
     )
 
 
+def waiting(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """The runs that train or may yet do so, the one whose turn it is first."""
+    first = active(runs)
+    left = [run for run in runs if run.metadata.deletion_timestamp is None and not over(run)]
+    return sorted(left, key=lambda run: run is not first)
+
+
 def trainer_wanted(
     runs: Sequence[TrainingRun], head: CheckpointHead | None, lineage: Lineage
 ) -> bool:

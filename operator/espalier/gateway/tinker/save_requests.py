@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from espalier.api.checkpoint import Checkpoint
+from espalier.api.trainablemodel import TrainableModel
+from espalier.core.model import reads
 from espalier.gateway.problems import RefusalError
 from espalier.gateway.tinker.bodies import LoadWeights, SaveFiles, SaveWeights
 from espalier.gateway.tinker.names import is_name
@@ -19,6 +22,25 @@ def only_weights(asked: LoadWeights) -> None:
             "InvalidRequest",
             f"{' and '.join(given)} would not change the model that weights are loaded into",
             "Leave that out, or send session_id and model_seq_id for a new model",
+        )
+
+
+def only_seen(model: TrainableModel | None, checkpoint: Checkpoint, path: str) -> None:
+    """Refuses weights that the trainer of a model cannot read: those of models it has no part of.
+
+    ``path`` is how the caller names them.
+    """
+    if model is None:
+        return
+    owner, own = checkpoint.spec.model_ref.name, model.metadata.name
+    parents = reads.folders(model.status.reads, reads.named(model, ()))
+    if owner not in (own, *parents):
+        raise RefusalError(
+            422,
+            "WeightsOfAnotherModel",
+            f"path: {path} is of model {owner}, whose part of the volume the trainer of {own} does "
+            "not see",
+            "Create a training client from it: create_training_client_from_state",
         )
 
 

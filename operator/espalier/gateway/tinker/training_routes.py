@@ -44,6 +44,7 @@ from espalier.gateway.tinker.save_requests import (
     SAVE_FOR_SAMPLER,
     checked_files,
     checked_save,
+    only_seen,
     only_weights,
 )
 from espalier.gateway.tinker.served import model_of, session_of
@@ -237,6 +238,7 @@ class TrainingRoutes:
                     f"path: {asked.path} is the model before its first step",
                     "Create a training client from it: create_training_client_from_state",
                 )
+            only_seen(self._watch.world.models.get(model.trained), checkpoint, asked.path)
         except RefusalError as refusal:
             if passes(refusal):
                 raise

@@ -25,7 +25,7 @@ from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.store import FullStore, Weights
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving
-from espalier.sampler.verified_store import StoreError
+from espalier.sampler.verified_files import StoreError
 
 logger = init_logger("vllm.espalier.full")
 

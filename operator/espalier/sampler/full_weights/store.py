@@ -16,12 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
 from espalier.core.volume import base_directory
-from espalier.sampler.verified_store import (
-    StoreError,
-    VerifiedCheckpoints,
-    read_manifest,
-    verify_file,
-)
+from espalier.sampler.verified_files import StoreError, read_manifest, verify_file
+from espalier.sampler.verified_store import VerifiedCheckpoints
 
 INDEX = "model.safetensors.index.json"
 # Files may omit a weight that is tied to another one, and tables that are computed.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from espalier.core.volume import MANIFEST, Kind, digest_of
+from espalier.core.volume import MANIFEST, Kind, digest_of, directory_name
 
 
 class DigestError(Exception):
@@ -52,10 +52,23 @@ def opened(path: Path, kind: Kind, digest: str) -> Stored:
 
 def model_of(path: Path) -> str:
     """The model that the checkpoint at a path says it is of; empty if it says none."""
+    return _model(_text(path))
+
+
+def named_model(path: Path) -> str:
+    """Like ``model_of``, of a directory that is named after the digest of what it says."""
+    text = _text(path)
+    return _model(text) if directory_name(digest_of(text)) == path.name else ""
+
+
+def _text(path: Path) -> str:
     try:
-        text = (path / MANIFEST).read_text()
+        return (path / MANIFEST).read_text()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _model(text: str) -> str:
     manifest = _manifest(text)
     return manifest["model"] if manifest is not None and _is_checkpoint(manifest) else ""
 
