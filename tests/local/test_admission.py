@@ -156,7 +156,13 @@ def test_a_device_is_refused_by_its_name(
         taken(tmp_path, edited(good, path, value))
 
 
-def test_another_namespace_is_refused_for_nobody_would_serve_it(tmp_path: Path) -> None:
+CONFIG = {"kind": "ConfigMap", "metadata": {"name": "sums"}, "data": {}}
+
+
+@pytest.mark.parametrize("good", [MODEL, CONFIG], ids=["a model", "a ConfigMap"])
+def test_another_namespace_is_refused_for_nobody_would_serve_it(
+    tmp_path: Path, good: Manifest
+) -> None:
     with pytest.raises(ManifestError, match=r"metadata\.namespace: default is the only namespace"):
-        taken(tmp_path, edited(MODEL, "metadata.namespace", "prod"))
-    taken(tmp_path, edited(MODEL, "metadata.namespace", "default"))
+        taken(tmp_path, edited(good, "metadata.namespace", "prod"))
+    taken(tmp_path, edited(good, "metadata.namespace", "default"))

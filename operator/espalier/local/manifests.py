@@ -18,7 +18,7 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.kube.objects import Body, ObjectKey
 from espalier.local.admission import refusals
 from espalier.local.layout import NAMESPACE
-from espalier.local.one_machine import lacking
+from espalier.local.one_machine import elsewhere, lacking
 
 SPECS: dict[str, type[BaseModel]] = {
     "TrainableModel": TrainableModelSpec,
@@ -126,8 +126,10 @@ def _documents(file: Path) -> list[Body]:
 
 def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     kind, metadata = body["kind"], {"namespace": NAMESPACE, **body["metadata"]}
+    what = f"{file}: {kind} {metadata['name']}"
+    if problem := elsewhere(metadata):
+        raise ManifestError(f"{what}: {problem}")
     if kind in SPECS:
-        what = f"{file}: {kind} {metadata['name']}"
         if body.get("apiVersion") != API_VERSION:
             raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
         old = stored.get(ObjectKey(kind, metadata["namespace"], str(metadata["name"])))
@@ -153,4 +155,4 @@ def _problem(body: Body, old: Body | None) -> str:
         return f"{field}: {first['msg']}"
     if found:
         return str(found[0])
-    return lacking(body["metadata"], body.get("spec") or {}, spec)
+    return lacking(body.get("spec") or {}, spec)

@@ -39,24 +39,28 @@ _DEVICES = (
 )
 
 
-def lacking(metadata: Body, spec: Body, read: BaseModel) -> str:
+def elsewhere(metadata: Body) -> str:
+    """Why an object of another namespace is refused; empty for one of the only one."""
+    namespace = metadata.get("namespace", NAMESPACE)
+    if namespace == NAMESPACE:
+        return ""
+    return (
+        f"metadata.namespace: {NAMESPACE} is the only namespace on one machine, and this is "
+        f"{namespace}: remove it here, and give it to kubectl in a cluster"
+    )
+
+
+def lacking(spec: Body, read: BaseModel) -> str:
     """The first field that one machine cannot honour, with the remedy; empty if there is none.
 
     Args:
-        metadata: of the object, as it is written.
-        spec: of the object, as it is written.
+        spec: of an object, as it is written.
         read: the same spec by its type.
     """
-    return next(_lacking(metadata, spec, read), "")
+    return next(_lacking(spec, read), "")
 
 
-def _lacking(metadata: Body, spec: Body, read: BaseModel) -> Iterator[str]:
-    namespace = metadata.get("namespace", NAMESPACE)
-    if namespace != NAMESPACE:
-        yield (
-            f"metadata.namespace: {NAMESPACE} is the only namespace on one machine, and this is "
-            f"{namespace}: remove it here, and give it to kubectl in a cluster"
-        )
+def _lacking(spec: Body, read: BaseModel) -> Iterator[str]:
     for part in TEMPLATED:
         template = (spec.get(part) or {}).get("template") or {}
         place = f"spec.{part}.template"
