@@ -32,7 +32,7 @@ step() {
   process=$!
   set +m
   # shellcheck disable=SC2064  # the process of this step
-  trap "kill -- -$process 2>/dev/null; exit 130" INT TERM
+  trap "kill -- -$process 2>/dev/null; wait $process || true; exit 130" INT TERM
   while kill -0 "$process" 2>/dev/null; do
     sleep 0.2
     [ $((SECONDS - started)) -ge "$next" ] || continue
@@ -95,6 +95,19 @@ fi
 only_one() {
   exec {lock_fd}>"$cache/$1.lock"
   flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
+}
+
+# builds_images: one script at a time makes containers of buildah in our store. Those that a build leaves there, which failed or was
+# ended, go with the script; what was there before stays, and so do a cluster's nodes, which are podman's.
+builds_images() {
+  only_one image
+  working_before=$(buildah containers -q | sort)
+  trap remove_working EXIT
+}
+
+remove_working() {
+  comm -13 <(echo "$working_before") <(buildah containers -q | sort) | xargs -r buildah rm >/dev/null ||
+    say "containers of a build stay in $cache/containers: 'buildah rm' removes them"
 }
 
 # debian_root PACKAGES DIRECTORY: Debian with these packages, separated by commas; each is downloaded once. debootstrap

@@ -31,7 +31,7 @@ if [ -z "$base" ]; then
   base=localhost/espalier-slim:$(echo "$python" | hash_of dev/slim/Dockerfile)
 fi
 apt_ensure buildah
-only_one image
+builds_images
 write_pip_conf
 if [ -z "${BASE:-}" ] && ! buildah inspect --type image "$base" >/dev/null 2>&1; then
   step slim "building the base of examples (once)" build "$base" "$python" "$root/dev/slim"

@@ -186,7 +186,7 @@ prune() {
 case ${1:-} in
 build | push | all)
   apt_ensure buildah curl
-  only_one image
+  builds_images
   "$root/dev/registry.sh" up {lock_fd}>&-
   # The gateway's page is a part of its package.
   "$root/dev/console.sh" {lock_fd}>&- >/dev/null
@@ -206,7 +206,7 @@ all)
 archive)
   [ $# -gt 2 ] || die "usage: dev/image.sh archive DIRECTORY NAME..."
   apt_ensure buildah
-  only_one image
+  builds_images
   "$root/dev/console.sh" {lock_fd}>&- >/dev/null
   # A manifest names its base: a name that is the same everywhere.
   layouts=$2 registry=localhost

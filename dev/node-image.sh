@@ -91,7 +91,7 @@ build_node() {
 
 need_node() {
   need_base
-  only_one node-image
+  builds_images
   podman image exists "$image" || step node-image "building the node image for Kubernetes $kubernetes" build_node
 }
 

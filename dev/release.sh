@@ -74,6 +74,9 @@ build() {
   rm -rf "$out"
   mkdir -p "$out"
   "$root/dev/image.sh" archive "$work/images" "${images[@]}" >"$work/built"
+  builds_images
+  # shellcheck disable=SC2064  # this build's directory
+  trap "rm -rf '$work'; remove_working" EXIT
   while read -r name reference digest; do image "$name" "$reference" "$digest" </dev/null; done <"$work/built"
   chart
   OUT=$work/krew "$root/dev/krew.sh" "$URL"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,57 @@ class TestStep:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 130
         assert within(30, lambda: not running(mark)), "its command goes on"
+
+
+BUILDAH = shutil.which("buildah") is not None and os.geteuid() == 0
+
+
+@pytest.mark.skipif(not BUILDAH, reason="buildah and root are wanted, as for building images")
+class TestBuildsImages:
+    """A store of its own, in plain directories: nothing of it stays mounted."""
+
+    STORE = f"{COMMON}\nexport STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot"
+
+    @pytest.fixture(autouse=True)
+    def _without_its_runtime_directory(self, tmp_path: Path) -> Iterator[None]:
+        yield
+        (line,) = re.findall('runroot = "(.*)"', (tmp_path / "storage.conf").read_text())
+        shutil.rmtree(line, ignore_errors=True)
+
+    def ids(self, cache: Path) -> list[str]:
+        return bash(f"{self.STORE}\nbuildah containers -q", cache).stdout.split()
+
+    def test_a_build_that_fails_leaves_no_container_and_takes_no_other(
+        self, tmp_path: Path
+    ) -> None:
+        mine = bash(f"{self.STORE}\nbuildah from scratch >&2", tmp_path)
+        assert mine.returncode == 0, mine.stderr
+        before = self.ids(tmp_path)
+        (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\nRUN /none\n")
+        build = f"buildah bud -q --layers -t localhost/x {tmp_path}"
+        assert bash(f"{self.STORE}\n{build}", tmp_path).returncode != 0
+        assert len(self.ids(tmp_path)) == 2, "buildah itself cleans up: this test shows nothing"
+        script = f'{self.STORE}\nbuilds_images\nstep x "building" {build}'
+        failed = bash(script, tmp_path)
+        assert failed.returncode == 1
+        assert "this failed: building" in failed.stderr
+        assert len(self.ids(tmp_path)) == 2
+        assert set(before) < set(self.ids(tmp_path))
+
+    def test_neither_does_one_that_is_ended(self, tmp_path: Path) -> None:
+        mark = f"sleep 4{os.getpid()}"
+        work = f"work() {{ buildah from scratch; {mark}; }}"
+        script = f'set -euo pipefail\n{self.STORE}\n{work}\nbuilds_images\nstep x "building" work'
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            env={**os.environ, "ESPALIER_CACHE": str(tmp_path)},
+            stderr=subprocess.DEVNULL,
+        )
+        assert within(30, lambda: running(mark)), "the build never started"
+        assert len(self.ids(tmp_path)) == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 130
+        assert self.ids(tmp_path) == []
 
 
 class TestPreflight:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -350,6 +351,30 @@ async def test_a_trainer_that_takes_too_long_is_a_504(
     monkeypatch.setattr(train, limit, 0.2)
     training(gateway, (await upstream(slow)).port)
     assert await refused(await gateway.post(STEP, {}, **key)) == (504, "TrainerTimeout")
+
+
+async def test_the_time_in_which_rights_are_looked_up_is_part_of_what_huds_client_waits(
+    gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def takes_a_moment(request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            await asyncio.sleep(0.3)
+        return web.json_response({})
+
+    asked = gateway.context.cluster.review_access
+
+    async def slow(*args: Any, **more: Any) -> bool:
+        await asyncio.sleep(0.5)
+        return await asked(*args, **more)
+
+    monkeypatch.setattr(gateway.context.cluster, "review_access", slow)
+    monkeypatch.setattr(train, "ANSWER_SECONDS", 0.6)
+    training(gateway, (await upstream(takes_a_moment)).port)
+    path = "/v1/models/arith/train/zero-grad"
+    assert await refused(await gateway.post(path, {})) == (504, "TrainerTimeout")
+    # What is remembered takes no time.
+    monkeypatch.setattr(train, "ANSWER_SECONDS", 60.0)
+    assert (await gateway.post(path, {})).status == 200
 
 
 async def test_huds_client_is_answered_before_it_gives_up_though_nobody_serves_its_step_yet(

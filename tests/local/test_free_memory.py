@@ -50,6 +50,17 @@ def test_a_pod_asks_for_its_request_or_as_kubernetes_has_it_for_its_limit(
     assert asked({"containers": [{"resources": resources}]}) == wanted
 
 
+def test_what_stays_beside_a_container_is_added_and_what_prepares_it_is_not() -> None:
+    def container(gib: int, **more: str) -> dict[str, object]:
+        return {"resources": {"requests": {"memory": f"{gib}Gi"}}, **more}
+
+    beside = container(2, restartPolicy="Always")
+    assert asked({"initContainers": [beside], "containers": [container(1)]}) == 3 * GIB
+    before = container(2)
+    assert asked({"initContainers": [before], "containers": [container(1)]}) == 2 * GIB
+    assert asked({"initContainers": [beside, before], "containers": [container(1)]}) == 4 * GIB
+
+
 def test_exactly_what_is_left_is_enough() -> None:
     room = Memory(3 * GIB)
     assert room.shortage(GIB, 2 * GIB) == ""

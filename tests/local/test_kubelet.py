@@ -109,6 +109,28 @@ async def test_a_server_is_ready_once_it_answers_and_started_again_when_it_dies(
     await node.until(lambda: node.ready() and read_pod(node.pod()).instance != first.instance)
 
 
+async def test_a_server_that_does_not_answer_in_time_is_started_again_and_says_so(
+    node: Node,
+) -> None:
+    body = workload("Deployment", "rollout", "import time; time.sleep(600)")
+    template = body["spec"]["template"]
+    template["spec"]["containers"][0]["startupProbe"] = {"periodSeconds": 1, "failureThreshold": 2}
+    await node.cluster.apply("Deployment", body)
+    await node.until(lambda: bool(node.pod()) and "startupSeconds" in read_pod(node.pod()).waiting)
+    assert read_pod(node.pod()).waiting_reason == "CrashLoopBackOff"
+    await node.until(lambda: "running" in node.pod()["status"]["containerStatuses"][0]["state"])
+
+
+async def test_labels_and_annotations_of_a_template_are_its_pods(node: Node) -> None:
+    body = workload("Deployment", "rollout", SERVER)
+    body["spec"]["template"]["metadata"]["annotations"] = {"team": "research"}
+    await node.cluster.apply("Deployment", body)
+    await node.until(lambda: bool(node.pod()))
+    metadata = node.pod()["metadata"]
+    assert metadata["annotations"] == {"team": "research"}
+    assert metadata["labels"] == {"espalier.dev/role": "rollout"}
+
+
 async def test_a_server_that_dies_again_and_again_shows_the_last_lines_of_its_log(
     node: Node,
 ) -> None:

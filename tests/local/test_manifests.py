@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 from tests.kube.children import SETTINGS, model_of, run_of
 
 from espalier.core.manifests.runner import runner_job
@@ -73,19 +72,6 @@ def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("file", "part"), [("model.yaml", "rollout"), ("model.yaml", "jobs"), ("run.yaml", "runner")]
-)
-def test_a_queue_which_one_machine_has_not_is_refused_by_its_field(
-    tmp_path: Path, file: str, part: str
-) -> None:
-    body = yaml.safe_load((EXAMPLES / "gitops/model" / file).read_text())
-    body["spec"][part] = {"template": {"queueName": "research"}}
-    (tmp_path / file).write_text(yaml.safe_dump(body))
-    with pytest.raises(ManifestError, match=rf"spec\.{part}\.template\.queueName: there is no"):
-        read(tmp_path, {})
-
-
-@pytest.mark.parametrize(
     ("text", "message"),
     [
         (HEAD.replace("Track", "Follow"), r"CheckpointHead arith: spec\.mode: Input should be"),
@@ -109,6 +95,10 @@ def test_what_no_api_server_would_take_is_refused_by_file_and_field(
 def test_a_kustomization_that_lists_more_than_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kustomization.yaml").write_text("resources: [../base]")
     with pytest.raises(ManifestError, match="only files are read here"):
+        read(tmp_path, {})
+    (tmp_path / "head.yaml").write_text(HEAD)
+    (tmp_path / "kustomization.yaml").write_text("resources: [head.yaml]\nnamePrefix: my-")
+    with pytest.raises(ManifestError, match="namePrefix: only resources are read here"):
         read(tmp_path, {})
     with pytest.raises(ManifestError, match="is not a directory"):
         read(tmp_path / "nowhere", {})

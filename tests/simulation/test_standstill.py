@@ -143,6 +143,32 @@ def test_a_run_without_its_config_map_says_so_and_lets_others_train_until_it_is_
     run(scenario())
 
 
+def test_a_run_whose_judge_does_not_exist_starts_when_it_comes_and_asks_nobody_for_it() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            asked: list[ObjectKey] = []
+            get = w.cluster.get
+
+            async def counted(key: ObjectKey) -> Body | None:
+                asked.append(key)
+                return await get(key)
+
+            w.cluster.get = counted  # type: ignore[method-assign]
+            await w.apply(MODEL, "tiny", model_spec())
+            judge = {"modelRef": {"name": "critic"}, "rubric": "Is it kind?"}
+            gym = {"seed": 1, "reasoningGym": {"dataset": "chain_sum"}}
+            spec = run_spec("tiny", 1, taskset=gym, rewards=[{"name": "kind", "judge": judge}])
+            await w.apply(RUN, "digits", spec)
+            missing = "spec.rewards[kind].judge.modelRef.name: TrainableModel critic does not exist"
+            await named(w, RUN, "digits", missing)
+            assert not w.get("Job", "digits-runner")
+            await w.apply(MODEL, "critic", model_spec())
+            await w.until(lambda: w.succeeded("digits", 1), "it trains")
+            assert not [key for key in asked if key.name == "critic" and key.kind == MODEL]
+
+    run(scenario())
+
+
 def test_a_run_whose_model_has_no_rollouts_does_not_say_that_it_trains() -> None:
     async def scenario() -> None:
         async with world() as w:

@@ -17,7 +17,7 @@ from tests.trainer.test_service import AUDIENCE, KEYS, Client, bearer, ended, ma
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire.gradients import ForwardRequest
-from espalier.api.wire.headers import CLIENT, IDEMPOTENCY_KEY
+from espalier.api.wire.headers import CLIENT, IDEMPOTENCY_KEY, TERM
 from espalier.telemetry import spans
 from espalier.tinker import messages_pb2 as pb
 from espalier.trainer.engine.commands import Empty
@@ -58,8 +58,8 @@ async def send(
     return answer.status, await answer.json()
 
 
-async def result(client: Client, seq: int, wait: float = 20) -> Any:
-    path = f"/train/tinker/results/{MODEL_ID}/{seq}?wait={wait}"
+async def result(client: Client, seq: int, wait: float = 20, model_id: str = MODEL_ID) -> Any:
+    path = f"/train/tinker/results/{model_id}/{seq}?wait={wait}"
     return await client.get(path, headers=bearer())
 
 
@@ -214,6 +214,28 @@ async def test_other_clients_are_refused_while_one_of_tinkers_trains_and_may_the
     assert state["pending"] == 1, "what Tinker's client left was dropped"
     status, problem = await send(client, "optim-step", 2, tinker.optim_step(2))
     assert (status, problem["reason"]) == (409, "AnotherClientTrains")
+
+
+@pytest.mark.parametrize("key", [None, "ours/1"])
+async def test_a_command_that_is_refused_takes_the_model_for_nobody(
+    client: Client, key: str | None
+) -> None:
+    assert await direct(client, "optim-step", tiny.optim_step(), key) == (409, "NoGradients")
+    # Of another term, which shows when its turn comes; its step fails with it.
+    late = {TERM: "9"}
+    gradients = tinker.forward_backward(1, tinker.batch())
+    assert (await send(client, "forward-backward", 1, gradients, **late))[0] == 202
+    assert (await send(client, "optim-step", 2, tinker.optim_step(2), **late))[0] == 202
+    assert (await told(client, 2))["category"] == "user"
+    other = f"{MODEL_ID}-2"
+    body = tinker.forward_backward(1, tinker.batch(), model_id=other)
+    assert await send(client, "forward-backward", 1, body, other) == (202, {})
+    # Of one whose first command was applied the next that fails takes nothing away.
+    failed = tinker.optim_step(2, model_id=other)
+    assert (await send(client, "optim-step", 2, failed, other, **late))[0] == 202
+    assert "term 9" in (await (await result(client, 2, model_id=other)).json())["error"]
+    refused = await direct(client, "zero-grad", Empty(), key and "ours/2")
+    assert refused == (409, "AnotherClientTrains")
 
 
 async def test_a_batch_of_another_client_waits_for_its_step_however_quiet_that_is(

@@ -22,7 +22,7 @@ from espalier.gateway.console.kept_rollouts import KeptRollouts
 from espalier.gateway.console.page import Page
 from espalier.gateway.console.routes import ConsoleRoutes
 from espalier.gateway.console.standings import Standings
-from espalier.gateway.context import REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
+from espalier.gateway.context import ARRIVED, REQUEST_ID, UPSTREAM_SECONDS, GatewayContext
 from espalier.gateway.hud.delivery import COMMANDS, is_unkeyed
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.hud.models import PlatformRoutes
@@ -164,7 +164,8 @@ async def _healthy(_: web.Request) -> web.Response:
 
 @web.middleware
 async def _observe(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Gives the request its id, and records its status and duration."""
+    """Gives the request its id and its time, and records its status and duration."""
+    request[ARRIVED] = time.monotonic()
     given = request.headers.get(http_server.X_REQUEST_ID, "")
     request[REQUEST_ID] = http_server.request_id(given) or uuid.uuid4().hex
     spans.note({spans.REQUEST_ID: request[REQUEST_ID]})

@@ -23,6 +23,8 @@ UPSTREAM_SECONDS: web.RequestKey[float] = web.RequestKey("upstream_seconds", flo
 HELD_SECONDS = 240.0
 # The manager of the fields of statuses that the gateway writes; the operator has all others.
 STATUS_MANAGER = "espalier-gateway"
+# When a request came, by time.monotonic: what its client waits for counts from then on.
+ARRIVED: web.RequestKey[float] = web.RequestKey("arrived", float)
 REQUEST_ID: web.RequestKey[str] = web.RequestKey("request_id", str)
 
 

@@ -39,8 +39,23 @@ def of_this_machine(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> Memory:
 
 
 def asked(spec: Body) -> int:
-    """Bytes that a pod's main container requests; 0 if it requests none."""
-    resources = spec["containers"][0].get("resources") or {}
+    """Bytes that a pod requests as a scheduler counts them; 0 if it requests none.
+
+    Containers that stay beside the main one are added to it; those that prepare it run before.
+    """
+    inits = spec.get("initContainers") or ()
+    beside = 0
+    before = 0
+    for init in inits:
+        if init.get("restartPolicy") == "Always":
+            beside += _requested(init)
+        else:
+            before = max(before, beside + _requested(init))
+    return max(before, beside + _requested(spec["containers"][0]))
+
+
+def _requested(container: Body) -> int:
+    resources = container.get("resources") or {}
     wanted = resources.get("requests", {}).get("memory") or resources.get("limits", {}).get(
         "memory", 0
     )

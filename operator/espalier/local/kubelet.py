@@ -89,9 +89,9 @@ class Kubelet:
         controller = await self._replica_set(owner) if owner["kind"] == "Deployment" else owner
         body = {
             "metadata": {
+                **template["metadata"],
                 "name": key.name,
                 "namespace": key.namespace,
-                "labels": template["metadata"]["labels"],
                 "ownerReferences": [controlled_by(controller)],
             },
             "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
@@ -142,6 +142,9 @@ class Kubelet:
             # As with a startup probe, the pod gets no requests before this.
             pod.started = pod.started or not serves or await self._answers(pod, "healthz")
             pod.ready = pod.started and (not serves or await self._serves(pod))
+            if _overdue(pod):
+                self._layout.note(key.name, "no answer within startupSeconds: it is started again")
+                await pod.running.stop()
         self._cluster.set_status(key, pod.status())
 
     async def _start(self, key: ObjectKey, pod: LocalPod, role: str) -> None:
@@ -171,6 +174,7 @@ class Kubelet:
             return
         pod.waiting = ""
         pod.starts += 1
+        pod.began = _clock()
         try:
             pod.running = await Running.start(planned, self._layout.log(key.name))
         except MappingError as error:
@@ -215,6 +219,14 @@ class Kubelet:
                 return answer.status == 200
         except (aiohttp.ClientError, TimeoutError, PodFaultError):
             return False
+
+
+def _overdue(pod: LocalPod) -> bool:
+    """Whether it has not answered for as long as its startup probe allows."""
+    probe = pod.template["spec"]["containers"][0].get("startupProbe")
+    if pod.started or probe is None:
+        return False
+    return _clock() - pod.began >= float(probe["periodSeconds"] * probe["failureThreshold"])
 
 
 def _replicas(owner: Body) -> int:

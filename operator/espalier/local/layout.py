@@ -108,6 +108,11 @@ class Layout:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def note(self, pod: str, line: str) -> None:
+        """Writes a line of ``espalier dev``'s own into a pod's log."""
+        with self.log(pod).open("a") as log:
+            log.write(f"espalier dev: {line}\n")
+
     def secret(self, name: str, key: str) -> str:
         """The value of a Secret's key; MappingError if it was not given."""
         if (name, key) not in self.secrets:

@@ -18,6 +18,7 @@ from espalier.api.trainingrun import TrainingRunSpec
 from espalier.kube.objects import Body, ObjectKey
 from espalier.local.admission import refusals
 from espalier.local.layout import NAMESPACE
+from espalier.local.one_machine import elsewhere, lacking
 
 SPECS: dict[str, type[BaseModel]] = {
     "TrainableModel": TrainableModelSpec,
@@ -25,7 +26,8 @@ SPECS: dict[str, type[BaseModel]] = {
     "CheckpointHead": CheckpointHeadSpec,
 }
 KUSTOMIZATION = "kustomization.yaml"
-TEMPLATED = ("trainer", "rollout", "jobs", "runner")
+# What of a kustomization is read; the rest would change what it lists.
+READ = ("apiVersion", "kind", "metadata", "resources")
 
 
 class ManifestError(Exception):
@@ -87,7 +89,13 @@ def _files(directory: Path) -> Sequence[Path]:
     kustomization = directory / KUSTOMIZATION
     if not kustomization.is_file():
         return sorted(directory.glob("*.yaml"))
-    listed = _parse(kustomization)[0].get("resources") or []
+    found = _parse(kustomization)[0]
+    if unread := [field for field in found if field not in READ]:
+        raise ManifestError(
+            f"{kustomization}: {', '.join(unread)}: only resources are read here: write what "
+            f"kubectl kustomize {directory} prints into a directory of its own, and name that"
+        )
+    listed = found.get("resources") or []
     files = [directory / name for name in listed]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -118,8 +126,10 @@ def _documents(file: Path) -> list[Body]:
 
 def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     kind, metadata = body["kind"], {"namespace": NAMESPACE, **body["metadata"]}
+    what = f"{file}: {kind} {metadata['name']}"
+    if problem := elsewhere(metadata):
+        raise ManifestError(f"{what}: {problem}")
     if kind in SPECS:
-        what = f"{file}: {kind} {metadata['name']}"
         if body.get("apiVersion") != API_VERSION:
             raise ManifestError(f"{what}: apiVersion must be {API_VERSION}")
         old = stored.get(ObjectKey(kind, metadata["namespace"], str(metadata["name"])))
@@ -128,25 +138,14 @@ def _checked(file: Path, body: Body, stored: Mapping[ObjectKey, Body]) -> Body:
     return {**body, "metadata": metadata}
 
 
-def _queued(spec: Body) -> str:
-    """The part of a spec whose pods would wait in a queue."""
-    templates = {part: (spec.get(part) or {}).get("template") or {} for part in TEMPLATED}
-    return next((part for part, template in templates.items() if template.get("queueName")), "")
-
-
 def _problem(body: Body, old: Body | None) -> str:
-    """Why an API server would refuse an object; the message of a rule includes the remedy."""
+    """Why an API server or one machine refuses an object; the message includes the remedy."""
     found = list(refusals(body, old))
     decided = [refusal for refusal in found if not refusal.undecided]
     if decided:
         return str(decided[0])
-    if part := _queued(body.get("spec") or {}):
-        return (
-            f"spec.{part}.template.queueName: there is no queue on one machine: remove it here, "
-            "and set it in a cluster with Kueue"
-        )
     try:
-        SPECS[body["kind"]].model_validate(body.get("spec") or {})
+        spec = SPECS[body["kind"]].model_validate(body.get("spec") or {})
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in ("spec", *first["loc"]))
@@ -154,4 +153,6 @@ def _problem(body: Body, old: Body | None) -> str:
         if first["type"] == "string_type" and type(given) in {int, float}:
             return f'{field}: must be a string, and this is a number: write it quoted, "{given}"'
         return f"{field}: {first['msg']}"
-    return str(found[0]) if found else ""
+    if found:
+        return str(found[0])
+    return lacking(body.get("spec") or {}, spec)

@@ -19,6 +19,7 @@ class LocalPod:
     uid: str
     running: Running | None = None
     starts: int = 0
+    began: float = 0.0
     resting_until: float = 0.0
     waiting: str = ""
     unschedulable: str = ""

@@ -9,8 +9,9 @@ from espalier.core.checkpoints.disposal import DISPOSAL
 from espalier.core.lineage.measurements import named
 from espalier.core.manifests.labels import MANAGED, MEASURED_ANNOTATION, MODEL, ROLE, RUN
 from espalier.core.pods.pod_membership import identity_of
+from espalier.core.run.runner_needs import judged_by
 from espalier.kube.cache import Cache
-from espalier.kube.objects import Body, ObjectKey, owner_of
+from espalier.kube.objects import Body, ObjectKey, key_of, owner_of
 from espalier.kube.own_pods import WORKLOADS
 
 WATCHED: dict[str, dict[str, str]] = {
@@ -66,6 +67,8 @@ def _of_model(
     yield key
     yield ObjectKey(COMMITS, key.namespace, key.name)
     yield ObjectKey(DISPOSAL, key.namespace, key.name)
+    if old is None or new is None:
+        yield from _judged(cache, key)
     if _policy(old) != _policy(new):
         yield from _keys(cache, "Checkpoint", key.namespace, key.name)
         origin = (new or old or {}).get("spec", {}).get("source", {}).get("checkpointRef", {})
@@ -128,6 +131,13 @@ def _model_and_runs(cache: Cache, namespace: str, name: str) -> Iterator[ObjectK
 
 def _keys(cache: Cache, kind: str, namespace: str, model: str) -> Iterator[ObjectKey]:
     yield from cache.keys(kind, namespace, model=model)
+
+
+def _judged(cache: Cache, model: ObjectKey) -> Iterator[ObjectKey]:
+    """Runs with a reward for which a model, which has come or is gone, is asked."""
+    for body in cache.list("TrainingRun", model.namespace):
+        if model.name in judged_by(body["spec"]):
+            yield key_of("TrainingRun", body)
 
 
 def _forks_of_model(cache: Cache, namespace: str, model: str) -> Iterator[ObjectKey]:

@@ -62,7 +62,7 @@ def _scrubs(context: OperatorContext) -> Scrubs:
 def _run(context: OperatorContext) -> RunReconciler:
     return RunReconciler(
         cluster=context.cluster,
-        needed=NeededObjects(context.cluster),
+        needed=NeededObjects(context.cluster, context.lister),
         lister=context.lister,
         writer=context.writer,
         trainers=context.trainers,

@@ -102,6 +102,12 @@ def peers(spec: TrainingRunSpec) -> tuple[Peer, ...]:
     return tuple(found)
 
 
+def judged_by(spec: Mapping[str, Any]) -> set[str]:
+    """The models that the rewards of a run ask, of its spec as it is written."""
+    rewards = spec.get("rewards") or ()
+    return {reward["judge"]["modelRef"]["name"] for reward in rewards if "judge" in reward}
+
+
 def absent(peer: Peer) -> Lack:
     """That a peer is not there."""
     message = f"{peer.field}: {peer.kind} {peer.name} does not exist: create it"

@@ -32,6 +32,7 @@ from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import late
 from espalier.gateway.context import (
+    ARRIVED,
     HELD_SECONDS,
     REQUEST_ID,
     UPSTREAM_SECONDS,
@@ -149,7 +150,8 @@ class TrainingRoutes:
             return web.Response(text=bound or _NOTHING, content_type="application/json")
         # A client that sends keys, or reads the state, repeats its calls. HUD's client does not.
         wait = IDEMPOTENCY_KEY not in request.headers and command not in _ASKED_AGAIN
-        began, seconds = time.monotonic(), HELD_SECONDS if wait else 0.0
+        # Its patience began before its rights were looked up.
+        began, seconds = request[ARRIVED], HELD_SECONDS if wait else 0.0
         until = began + ANSWER_SECONDS if wait else math.inf
         # A part of the time for room, so that some is left for a trainer that starts.
         async with self._quotas.train(user, model, seconds / 2):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from espalier.api.wire.commits import Commit
 from espalier.api.wire.gradients import ForwardBackwardResult, ForwardRequest, ForwardResult
@@ -37,6 +38,8 @@ from espalier.trainer.prometheus import PHASES
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.command_log import Assigned, Key
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS
+
+Admit = Callable[[], AbstractContextManager[None]]
 
 
 class Engine:
@@ -102,12 +105,13 @@ class Engine:
         assigned = self.state.assigned
         return assigned.assignment.run if assigned is not None else ""
 
-    def execute(self, command: Command, admit: Callable[[], None] = lambda: None) -> Answer:
+    def execute(self, command: Command, admit: Admit = nullcontext) -> Answer:
         """Applies a command once; a key that was answered before gets its first answer.
 
         Commands apply in the order they arrive. Within a session the numbers must rise (gaps are
-        allowed: a refused command uses its number up); one that was overtaken is refused. ``admit``
-        raises CommandError for a new command whose client may not train now.
+        allowed: a refused command uses its number up); one that was overtaken is refused. A new
+        command that trains is applied within ``admit``, which raises CommandError where its client
+        may not train now.
         """
         self.state.assignment()
         sent = command.sent
@@ -129,8 +133,11 @@ class Engine:
             # again.
             declared.check(sent.declared, sent.request, step=self.state.run_step() + 1)
         self._check_order(command.key)
-        if sent.kind != "forward":
-            admit()
+        with nullcontext() if sent.kind == "forward" else admit():
+            return self._applied(command)
+
+    def _applied(self, command: Command) -> Answer:
+        """Applies a command, and tells what it changed."""
         try:
             answer = self._apply(command)
             problem = self.state.problem

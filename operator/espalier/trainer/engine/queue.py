@@ -49,9 +49,12 @@ SAVE: TypeAdapter[Save] = TypeAdapter(Save)
 
 @dataclass(frozen=True)
 class Turn:
-    """What a turn did: the command that was answered; or what the next one waits for."""
+    """What a turn did: the command that was answered, and whether it was applied; or what the next
+    one waits for.
+    """
 
     answered: Key | None = None
+    applied: bool = False
     held_up: Problem | None = None
 
 
@@ -66,7 +69,8 @@ def take_turn(engine: Engine) -> Turn:
         _answer(state, queued)
         if state.problem is not None and state.problem.reason in VOLUME_REASONS:
             state.set_problem(None)
-        return Turn(answered=queued.key)
+        record = state.log.find(queued.key)
+        return Turn(queued.key, applied=record is not None and record.status == 200)
     except CommandError as error:
         if error.problem.reason in VOLUME_REASONS:
             state.set_problem(error.problem)

@@ -14,10 +14,11 @@ forward_backward on, and none of it may be applied twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from espalier.trainer.engine.commands import FORWARDS_KEPT, Answer, Command, Sent
-from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.engine import Admit, Engine
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 STEP: Kind = "optim-step"
@@ -60,7 +61,7 @@ def resent(
 
 
 def execute(
-    engine: Engine, command: Unkeyed, *, waited: bool, admit: Callable[[], None] = lambda: None
+    engine: Engine, command: Unkeyed, *, waited: bool, admit: Admit = nullcontext
 ) -> tuple[Key, Answer] | None:
     """Applies a command, or answers it again; call it on the engine's thread.
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -213,11 +213,9 @@ class Service:
 
         return handle
 
-    def _admit(self) -> None:
+    def _admit(self) -> AbstractContextManager[None]:
         """Takes the model for clients that are not Tinker's; 409 where one of those has it."""
-        refused = self._client.claim(OTHERS, self._ready_engine().assigned_run())
-        if refused is not None:
-            raise refused
+        return self._client.training(OTHERS, self._ready_engine().assigned_run())
 
     def _note_position(self) -> None:
         """Says in the span of a command where training is after it."""

@@ -29,7 +29,7 @@ from espalier.trainer.batch.limits import Limits
 from espalier.trainer.engine import explicit_command, queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.queue import SAVE
-from espalier.trainer.http.one_client import OneClient
+from espalier.trainer.http.one_client import OneClient, Tenure
 from espalier.trainer.http.requests import declared_of, first_fault, number
 from espalier.trainer.problems import CommandError, invalid
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
@@ -90,6 +90,8 @@ class TinkerRoutes:
         # The traces that commands which wait came in; forgotten with the process.
         self._traces: dict[Key, Context] = {}
         self._client = client
+        # Of commands that wait; a trainer that starts again has none.
+        self._tenures: dict[Key, Tenure] = {}
         self._held_up: Problem | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -130,18 +132,37 @@ class TinkerRoutes:
         log, limits = engine.state.log, engine.state.compute.limits
         refused, trains = await asyncio.to_thread(_checked, log, limits, arrival)
         if trains and refused is None:
-            refused = self._client.claim(key.session, engine.assigned_run())
+            refused = self._claim(key, engine.assigned_run())
         if spans.recording():
             self._traces[key] = copy_context()
             if len(self._traces) > TRACES_MOST:
                 # Of one that was sent again after its answer.
                 del self._traces[next(iter(self._traces))]
-        await asyncio.to_thread(_keep, log, arrival, refused)
+        try:
+            await asyncio.to_thread(_keep, log, arrival, refused)
+        except Exception:
+            self._end(key, applied=False)
+            raise
         self._last[key.session] = time.monotonic()
         self.wake()
         if refused is not None:
             raise refused
         return web.Response(status=202, text="{}", content_type="application/json")
+
+    def _claim(self, key: Key, run: str) -> CommandError | None:
+        """Takes the model for a command until its end; why not, where another client trains it."""
+        try:
+            # One that is sent twice at the same time claims once.
+            if key not in self._tenures:
+                self._tenures[key] = self._client.claim(key.session, run)
+        except CommandError as error:
+            return error
+        return None
+
+    def _end(self, key: Key, *, applied: bool) -> None:
+        """A command was applied, or failed."""
+        if (tenure := self._tenures.pop(key, None)) is not None:
+            self._client.end(tenure, applied=applied)
 
     async def _result(self, request: web.Request) -> web.Response:
         engine = self._engine()
@@ -186,7 +207,7 @@ class TinkerRoutes:
                 turn = await self._on_engine("tinker", lambda: queue.take_turn(engine))
                 self._held_up = turn.held_up
                 if turn.answered is not None:
-                    self._tell(turn.answered, began)
+                    self._tell(turn.answered, began, applied=turn.applied)
                     continue
                 wait = AGAIN_SECONDS if turn.held_up is not None else await self._gaps(engine)
             except Exception:
@@ -212,8 +233,9 @@ class TinkerRoutes:
                 self._tell(key)
         return wait
 
-    def _tell(self, key: Key, began: int | None = None) -> None:
+    def _tell(self, key: Key, began: int | None = None, *, applied: bool = False) -> None:
         """Wakes those who wait for a command's result, on which work began at a time in ns."""
+        self._end(key, applied=applied)
         trace = self._traces.pop(key, None)
         if trace is not None and began is not None:
             trace.run(spans.past, "engine tinker", began)
