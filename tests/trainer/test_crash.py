@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.trainer.forking import in_a_fork
 from tests.trainer.tiny import Volume
 
 from espalier.api.wire.base import Wire
+from espalier.api.wire.gradients import BackwardRequest, ForwardResult
 from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.policy.policy import Policy
@@ -43,6 +44,31 @@ SCRIPT: list[tuple[Kind, Wire]] = [
     ("forward-backward", tiny.forward_backward(3, aggregation="TokenMean")),
     ("optim-step", tiny.optim_step(cursor={"next": 2}, rollouts=[{"reward": 1.0}])),
 ]
+
+
+# A loss of the client's own: what it sends back follows from the log-probs that it was told.
+CUSTOM: list[tuple[Kind, Wire | None]] = [
+    ("forward", tiny.forward(0)),
+    ("backward", None),
+    ("forward", tiny.forward(1, reference="base")),
+    ("backward", None),
+    ("optim-step", tiny.optim_step(cursor={"next": 1})),
+    ("forward", tiny.forward(2)),
+    ("backward", None),
+    ("optim-step", tiny.optim_step(cursor={"next": 2})),
+]
+
+
+def pulls(told: ForwardResult) -> BackwardRequest:
+    """The backward of a loss: the further a token is from the sampler's, the more it weighs."""
+    weights = [
+        [
+            0.1 * (new - old) * kept
+            for new, old, kept in zip(one.logprobs, one.sampling_logprobs, one.mask, strict=True)
+        ]
+        for one in told.data
+    ]
+    return BackwardRequest(forward_id=told.forward_id, weights=weights, metrics={"pull": 1.0})
 
 
 def points() -> list[tuple[Any, str]]:
@@ -88,29 +114,38 @@ class Fuse:
         return wrapped
 
 
-def acknowledged(volume: Volume) -> int:
-    """How many commands of the script the client has an answer to."""
+def acknowledged(volume: Volume) -> list[str]:
+    """The answers that the client has, to the first commands of the script."""
     path = volume.path / "acknowledged"
-    return len(path.read_text()) if path.exists() else 0
+    return path.read_text().splitlines() if path.exists() else []
 
 
-def acknowledge(volume: Volume) -> None:
+def acknowledge(volume: Volume, answer: str = "") -> None:
     """The client has an answer to one more."""
     with (volume.path / "acknowledged").open("a") as file:
-        file.write(".")
+        file.write(f"{answer}\n")
 
 
-def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
+def live(
+    volume: Volume,
+    policy: Policy,
+    kill_at: int,
+    script: Sequence[tuple[Kind, Wire | None]] = SCRIPT,
+) -> tuple[bool, int]:
     """One life of the trainer: whether it came to the end, and the points it passed (if so)."""
 
     def work() -> None:
         engine = tiny.engine(volume.path, volume.base, policy)
         engine.assign(tiny.assignment())
-        for seq in range(acknowledged(volume), len(SCRIPT)):
-            kind, request = SCRIPT[seq]
+        answers = acknowledged(volume)
+        for seq in range(len(answers), len(script)):
+            kind, request = script[seq]
+            if request is None:
+                request = pulls(ForwardResult.model_validate_json(answers[-1]))
             answer = tiny.send(engine, kind, request, ("client", seq), term=1)
             assert answer.status == 200
-            acknowledge(volume)
+            acknowledge(volume, answer.body)
+            answers.append(answer.body)
 
     return lived(volume, Fuse(kill_at), work)
 
@@ -200,6 +235,26 @@ def test_killed_at_every_nth_point_it_ends_as_if_never_killed(
         assert_same(volume, shared_policy, expected)
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.exhaustive)])
+def test_killed_within_the_steps_of_a_clients_own_loss_it_ends_as_if_never_killed(
+    new_volume: Callable[[], Volume], shared_policy: Policy, every: int
+) -> None:
+    volume = new_volume()
+    ended, passed = live(volume, shared_policy, -1, CUSTOM)
+    assert ended
+    expected = outcome(volume, shared_policy)
+    assert len(expected[0]) == 2
+    died_after = set()
+    for kill_at in range(0, passed, every):
+        volume = new_volume()
+        assert not live(volume, shared_policy, kill_at, CUSTOM)[0]
+        died_after.add(len(acknowledged(volume)))
+        assert live(volume, shared_policy, -1, CUSTOM)[0]
+        assert_same(volume, shared_policy, expected)
+    # Between a forward, whose graph died with the process, and its backward.
+    assert {1, 3, 6} <= died_after
+
+
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(kills=st.lists(st.integers(0, 60), min_size=2, max_size=5))
 def test_killed_again_and_again_it_ends_as_if_never_killed(
@@ -224,7 +279,7 @@ def test_an_unacknowledged_command_that_is_never_resent_has_no_effect(
         engine = tiny.engine(volume.path, volume.base, shared_policy)
         engine.assign(tiny.assignment())
         pending = engine.state.report().pending
-        done = SCRIPT[: acknowledged(volume) + 1]
+        done = SCRIPT[: len(acknowledged(volume)) + 1]
         steps = sum(kind == "optim-step" for kind, _ in done)
         assert len(engine.state.commits) in (steps, max(0, steps - 1))
         assert pending <= 2

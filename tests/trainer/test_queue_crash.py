@@ -64,7 +64,7 @@ def live(volume: Volume, policy: Policy, kill_at: int) -> tuple[bool, int]:
         engine = tiny.engine(volume.path, volume.base, policy)
         engine.assign(tiny.assignment())
         tinker.work(engine)
-        for number in range(acknowledged(volume), len(SCRIPT)):
+        for number in range(len(acknowledged(volume)), len(SCRIPT)):
             tinker.accept(engine, *SCRIPT[number])
             acknowledge(volume)
             tinker.work(engine)

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from espalier.api.model.adapter import Adapter
 from espalier.api.wire.base import Wire
-from espalier.api.wire.gradients import ForwardBackwardRequest
+from espalier.api.wire.gradients import ForwardBackwardRequest, ForwardRequest
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import Assignment
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
@@ -133,6 +133,11 @@ def trajectories(seed: int = 0, groups: int = 2, size: int = 3) -> list[Trajecto
 def forward_backward(seed: int = 0, **changes: object) -> ForwardBackwardRequest:
     values = {"inputs": trajectories(seed), "group_size": 3} | changes
     return ForwardBackwardRequest.model_validate(values)
+
+
+def forward(seed: int = 0, **changes: object) -> ForwardRequest:
+    values = {"inputs": trajectories(seed), "group_size": 3} | changes
+    return ForwardRequest.model_validate(values)
 
 
 def optim_step(**changes: object) -> OptimStepRequest:
