@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from tests.gateway.world import World, digest
 from tests.sampler import server
 from tests.sampler import tiny as tiny_sampler
 from tests.security.fuzzing import GATEWAYS, SAMPLERS, TRAINERS, UPSTREAM, Answered
-from tests.security.hostile_requests import Tree, routes_of
+from tests.security.hostile_requests import Hostile, Tree, routes_of
 from tests.trainer import tiny
 from tests.trainer.test_service import AUDIENCE, KEYS, bearer, environment, spawn
 from tests.trainer.tiny import Volume
@@ -67,18 +67,22 @@ class Part:
     bodies: Sequence[Tree]
     names: dict[str, list[str]]
     model: str
-    headers: Callable[[], dict[str, str]]
+    headers: Callable[[Hostile], dict[str, str]]
     state: Callable[[], Awaitable[Any]]
     writes: Callable[[Answered], bool]
     upstream: frozenset[int] = frozenset()
 
 
-def in_turn(headers: Callable[[identity.Subject], dict[str, str]]) -> Callable[[], dict[str, str]]:
-    """Headers of the gateway, and every fourth time of the operator."""
-    subjects: Iterator[identity.Subject] = itertools.cycle(
-        ("gateway", "gateway", "gateway", "operator")
-    )
-    return lambda: headers(next(subjects))
+def of_either(
+    headers: Callable[[identity.Subject], dict[str, str]],
+) -> Callable[[Hostile], dict[str, str]]:
+    """Headers of the gateway, and for a fourth of all requests of the operator, always the same."""
+
+    def of(request: Hostile) -> dict[str, str]:
+        is_operators = zlib.crc32(request.path.encode() + request.body) % 4 == 0
+        return headers("operator" if is_operators else "gateway")
+
+    return of
 
 
 Start = Callable[[Path], AbstractAsyncContextManager[Part]]
@@ -116,7 +120,7 @@ async def a_gateway(scratch: Path) -> AsyncIterator[Part]:
                 GATEWAYS,
                 {"slug": ["arith"], "namespace": [NAMESPACE], "name": ["arith"], "id": ["0" * 32]},
                 "arith",
-                lambda: serving.headers,
+                lambda _: serving.headers,
                 state,
                 lambda a: a.request.method in ("POST", "PUT", "DELETE", "PATCH"),
                 UPSTREAM,
@@ -188,7 +192,7 @@ async def a_trainer(scratch: Path) -> AsyncIterator[Part]:
             TRAINERS,
             {"id": ["0" * 32], "kind": ["optim-step", "save-weights", "forward-backward"]},
             "",
-            in_turn(bearer),
+            of_either(bearer),
             state,
             lambda a: a.request.method == "POST",
         )
@@ -237,7 +241,7 @@ async def a_sampler(scratch: Path) -> AsyncIterator[Part]:
             [*SAMPLERS, *controls],
             {},
             "base",
-            in_turn(rollout.headers),
+            of_either(rollout.headers),
             state,
             lambda _: False,
         )

@@ -31,6 +31,7 @@ class Result:
     memory: list[float] = field(default_factory=list)
     changes: int = 0
     accepted: int = 0
+    refused_again: int = 0
 
     @property
     def requests(self) -> int:
@@ -95,9 +96,8 @@ def tables(results: list[Result]) -> str:
 
 
 def _state(result: Result) -> str:
-    if not result.changes:
-        return "unchanged"
-    return f"changed by {result.accepted:,} accepted commands alone"
+    again = f"unchanged by {result.refused_again:,} refused at once"
+    return f"{again}, changed by {result.accepted:,} accepted" if result.changes else "unchanged"
 
 
 def write(page: Path, text: str) -> None:

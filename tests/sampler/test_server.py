@@ -272,7 +272,7 @@ async def test_no_request_is_too_hostile_for_the_sampler(
     drawn = [*requests(routes, SAMPLERS, 500), *requests([("POST", SERVE)], controls, 50)]
     before = greedy(rollout, weights.name(0), "abc")
     async with aiohttp.ClientSession(connector=unconnected()) as session:
-        answers = await told(session, rollout.url, drawn, lambda: rollout.headers("operator"))
+        answers = await told(session, rollout.url, drawn, lambda _: rollout.headers("operator"))
     assert [answer for answer in answers if answer.fault()] == []
     # It reached the engine, and not the guard alone.
     statuses = Counter(a.status for a in answers if a.request.path.startswith("/v1/c"))

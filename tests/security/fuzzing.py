@@ -255,11 +255,11 @@ async def told(
     session: aiohttp.ClientSession,
     base: str,
     drawn: Iterable[Hostile],
-    headers: Callable[[], dict[str, str]],
+    headers: Callable[[Hostile], dict[str, str]],
 ) -> list[Answered]:
     """The answer to each request.
 
-    ``headers`` makes those of who asks; a request's own come after them.
+    ``headers`` makes those of who sends a request; its own come after them.
     """
     slots = asyncio.Semaphore(AT_ONCE)
 
@@ -270,7 +270,7 @@ async def told(
                     request.method,
                     URL(base + request.path, encoded=True),
                     data=request.body,
-                    headers={**headers(), **request.headers},
+                    headers={**headers(request), **request.headers},
                     timeout=aiohttp.ClientTimeout(total=SECONDS),
                     allow_redirects=False,
                 )

@@ -58,6 +58,6 @@ async def test_no_request_that_schemathesis_makes_is_too_hostile_for_the_trainer
     token = identity.issue(PRIVATE, "gateway", AUDIENCE, 0)
     headers = {"Authorization": f"Bearer {token}"}
     base = str(trainer.make_url("/")).rstrip("/")
-    answers = await told(trainer.session, base, made, lambda: headers)
+    answers = await told(trainer.session, base, made, lambda _: headers)
     assert [answer for answer in answers if answer.fault()] == []
     assert {200, 422} <= {answer.status for answer in answers}

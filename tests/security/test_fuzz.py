@@ -72,7 +72,7 @@ async def test_no_request_is_too_hostile_for_the_gateway(
     drawn = [*requests(routes, GATEWAYS, count)]
     base = str(served.server.make_url("/")).rstrip("/")
     headers = {"Authorization": f"Bearer {served.users.trainer}"}
-    answers = await told(served.session, base, drawn, lambda: headers)
+    answers = await told(served.session, base, drawn, lambda _: headers)
     well_refused(answers)
     assert "request failed" not in caplog.text
     # It reached the routes, and not the router alone.
@@ -138,7 +138,7 @@ async def test_no_request_is_too_hostile_for_the_trainer(
         token = identity.issue(PRIVATE, subject, AUDIENCE, 0)
         headers = {"Authorization": f"Bearer {token}"}
         asked = drawn[subject == "operator" :: 2]
-        answers = await told(trainer.session, base, asked, lambda headers=headers: headers)
+        answers = await told(trainer.session, base, asked, lambda _, headers=headers: headers)
         well_refused(answers)
         taken = [a for a in answers if a.status < 300 and a.request.method == "POST"]
         now = await standing(trainer, volume)
