@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import web
@@ -14,16 +14,25 @@ from aiohttp import web
 from espalier.kube.apiserver import KubernetesCluster
 
 GONE = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired"}
+BROKEN = GONE | {"code": 500, "reason": "InternalError"}
 
 
 class LossyProxy:
-    """Passes GETs on; ``blind`` withholds all events, ``expire`` then ends every watch with 410."""
+    """Passes GETs on.
+
+    ``blind`` withholds all events, ``expire`` then ends every watch with 410, and ``fail`` with
+    another error. ``refuse`` ends every watch and answers with a status; ``refused`` has
+    one for each.
+    """
 
     def __init__(self, upstream: KubernetesCluster) -> None:
         self._upstream = upstream
         self._session = upstream.watch_session()
         self._runner = web.ServerRunner(web.Server(self._pass_on))
         self._blind = False
+        self._last: dict[str, Any] = GONE
+        self._refusal = 0
+        self.refused = asyncio.Semaphore(0)
         self._expiries: set[asyncio.Event] = set()
 
     @property
@@ -54,7 +63,23 @@ class LossyProxy:
         for expiry in self._expiries:
             expiry.set()
 
+    def fail(self) -> None:
+        self._last = BROKEN
+        self.expire()
+
+    def refuse(self, status: int) -> None:
+        self._refusal = status
+        self.expire()
+
+    def relent(self) -> None:
+        self._refusal = 0
+
     async def _pass_on(self, request: web.BaseRequest) -> web.StreamResponse:
+        if self._refusal:
+            self.refused.release()
+            return web.json_response(
+                {"kind": "Status", "code": self._refusal}, status=self._refusal
+            )
         url = f"{self._upstream.server}{request.rel_url}"
         async with self._session.get(url) as answer:
             if "watch" not in request.query:
@@ -75,7 +100,7 @@ class LossyProxy:
                 await asyncio.wait({line, expired}, return_when=asyncio.FIRST_COMPLETED)
                 if expired.done():
                     line.cancel()
-                    event = {"type": "ERROR", "object": GONE}
+                    event = {"type": "ERROR", "object": self._last}
                     await response.write(json.dumps(event).encode() + b"\n")
                     return
                 if not line.result():

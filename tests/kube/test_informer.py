@@ -14,7 +14,7 @@ from kubernetes.aio.client.configuration import Configuration
 from prometheus_client import REGISTRY
 from tests.kube.proxy import LossyProxy
 
-from espalier.kube import informer, objects
+from espalier.kube import handlers, informer, objects
 from espalier.kube.apiserver import KubernetesCluster
 from espalier.kube.cache import Cache
 from espalier.kube.informer import InformerError, InformerSettings
@@ -168,6 +168,55 @@ async def test_events_flow_again_after_a_relist(
         proxy.expire()
         await kubernetes.apply("ConfigMap", config(namespace, "late"))
         await until(cache, lambda: cache.get(key) is not None)
+
+
+@pytest.mark.parametrize("status", [403, 503])
+async def test_events_flow_again_however_often_they_were_refused(
+    kubernetes: KubernetesCluster, namespace: str, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """As while a namespace is deleted and made anew, or an API server is being replaced."""
+    monkeypatch.setattr(handlers, "RETRY_SECONDS", (0.01,))
+    key = ObjectKey("ConfigMap", namespace, "late")
+    async with (
+        LossyProxy(kubernetes) as proxy,
+        informed(namespace, Through(kubernetes, proxy.url)) as cache,
+    ):
+        proxy.refuse(status)
+        await kubernetes.apply("ConfigMap", config(namespace, "late"))
+        async with asyncio.timeout(LIMIT_SECONDS):
+            for _ in range(20 * len(WATCHED)):
+                await proxy.refused.acquire()
+        assert cache.get(key) is None
+        proxy.relent()
+        await until(cache, lambda: cache.get(key) is not None)
+
+
+async def test_it_ends_in_order_while_it_is_refused(
+    kubernetes: KubernetesCluster, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        LossyProxy(kubernetes) as proxy,
+        informed(namespace, Through(kubernetes, proxy.url)),
+    ):
+        proxy.refuse(403)
+        async with asyncio.timeout(LIMIT_SECONDS):
+            await proxy.refused.acquire()
+    assert "kopf did not end" not in caplog.text
+
+
+async def test_an_error_that_ends_kopf_ends_the_informer(
+    kubernetes: KubernetesCluster, namespace: str
+) -> None:
+    """Otherwise a process would go on, hold its lease, and see nothing."""
+    settings = InformerSettings((namespace,), WATCHED, ready_seconds=LIMIT_SECONDS)
+    stop, ready = asyncio.Event(), asyncio.Event()
+    async with LossyProxy(kubernetes) as proxy, asyncio.timeout(LIMIT_SECONDS):
+        through = Through(kubernetes, proxy.url)
+        running = asyncio.create_task(informer.run(settings, Cache(), stop, ready, through))
+        await ready.wait()
+        proxy.fail()
+        with pytest.raises(Exception, match="Error in the watch-stream"):
+            await running
 
 
 async def test_a_kind_that_cannot_be_watched_is_named(

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from espalier.backoff import Backoff
 from espalier.kube import queue_metrics
 from espalier.kube.cache import Cache
 from espalier.kube.cluster import Cluster, ClusterError
@@ -15,7 +16,7 @@ from espalier.kube.objects import Body, ObjectKey, key_of, kind_of, without_mana
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 2.0
+RETRY = Backoff(first=2.0)
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,17 @@ class Comparison:
     async def run(self, every_seconds: float) -> None:
         """Compare until cancelled; ``done`` is set after the first time."""
         await self._due.wait()
+        failures = 0
         while True:
             self._due.clear()
             wait_seconds = every_seconds
             try:
                 await self._compare()
                 self.done.set()
+                failures = 0
             except ClusterError as error:
-                wait_seconds = max(RETRY_SECONDS, error.retry_after)
+                failures += 1
+                wait_seconds = max(RETRY.delay(failures), error.retry_after)
                 logger.warning(
                     "comparing %s: %s; again in %.0f s", self._scope, error, wait_seconds
                 )

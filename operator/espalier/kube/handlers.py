@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,19 @@ from espalier.kube.objects import Body, kind_of, label_selector
 
 # Takes a kind, an event's type (ADDED, MODIFIED or DELETED; None of a listed object), the object.
 OnEvent = Callable[[str, str | None, Body], None]
+# Seconds between the attempts of a request that is refused or fails; the last one for ever.
+RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13)
+
+
+class _WithoutEnd:
+    """Waits that never run out: of kopf's own, which do, the end is kopf's.
+
+    The namespaces that are served go on while one of them is deleted, and come back by themselves
+    when an API server has answered with errors for a while.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return chain(RETRY_SECONDS, repeat(RETRY_SECONDS[-1]))
 
 
 class _NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]
@@ -47,6 +61,7 @@ def registry(
         settings.queueing.idle_timeout = 0.1
         settings.networking.connect_timeout = settings.watching.connect_timeout = 10
         settings.networking.request_timeout = 30
+        settings.networking.error_backoffs = _WithoutEnd()
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
         settings.watching.chunk_size = 500

@@ -1,18 +1,20 @@
 """Keeps a Cache equal to the API server: kopf watches, comparisons find the deletes it missed.
 
 kopf runs in a thread with an event loop of its own, as its documentation advises: when it ends, it
-cancels every task of its loop, and in the main thread it takes the signals.
+cancels every task of its loop, and in the main thread it takes the signals. What it asks in vain it
+asks again without end, so that the namespaces that are there are served while one is not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import aiohttp
 import kopf
@@ -114,7 +116,7 @@ async def _watch(
     connection: Connection,
     comparisons: Mapping[Scope, Comparison],
 ) -> None:
-    """Run kopf in its thread until it fails or this is cancelled; it has then ended."""
+    """Run kopf in its thread until it fails or this is cancelled; it has then ended, or is left."""
     loop = asyncio.get_running_loop()
     root = URL(connection.server).path.rstrip("/")
     by_path = {root + kind_of(s.kind).path(s.namespace): c for s, c in comparisons.items()}
@@ -139,7 +141,7 @@ async def _watch(
         return connection.watch_session(trace)
 
     stop = threading.Event()
-    operator = kopf.operator(
+    watching = _Thread(
         registry=handlers.registry(connection.server, session, settings.kinds, on_event),
         settings=kopf.OperatorSettings(),
         standalone=True,
@@ -147,14 +149,58 @@ async def _watch(
         namespaces=settings.namespaces,
         stop_flag=stop,
     )
-    thread = asyncio.ensure_future(asyncio.to_thread(asyncio.run, operator))
+    watching.start()
     try:
-        await asyncio.shield(thread)
+        await watching.failed
     finally:
         stop.set()
-        _, running = await asyncio.wait({thread}, timeout=END_SECONDS)
-        if running:
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await watching.over.wait()
+        except TimeoutError:
             logger.warning("kopf did not end within %.0f s", END_SECONDS)
+
+
+class _Thread(threading.Thread):
+    """kopf in a loop of its own; a daemon, so that the process ends also where kopf does not.
+
+    ``failed`` has the error of the first of kopf's tasks that ended; ``over`` is set at the end of
+    all. Of some errors kopf 1.45 ends its other tasks and waits for them without end: a watch whose
+    cancellation was taken for that of its waiter begins anew.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(name="kopf", daemon=True)
+        self._arguments = arguments
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.over = asyncio.Event()
+
+    def run(self) -> None:
+        """Watch until the stop flag is set, or a task has failed and the others have ended."""
+        try:
+            asyncio.run(self._operate())
+        except Exception as error:
+            self._tell(self._fail, error)
+        finally:
+            self._tell(self.over.set)
+
+    async def _operate(self) -> None:
+        tasks = await kopf.spawn_tasks(**self._arguments)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            if not task.cancelled():
+                self._tell(self._fail, task.exception() or InformerError("kopf has ended"))
+        await kopf.run_tasks(tasks)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    def _tell(self, what: Callable[..., object], *arguments: object) -> None:
+        # A process that ends does not wait for kopf, and has no loop any more.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(what, *arguments)
 
 
 def _count(kind: str, type_: str | None, body: Body) -> None:
