@@ -54,6 +54,12 @@ def test_what_runs_name_that_wait_for_their_turn_is_remembered_and_of_those_that
     assert names == ("teacher-000002",)
 
 
+def test_a_sidecar_that_stands_before_the_main_container_hides_nothing_that_it_mounts() -> None:
+    mounted = {"name": "trainer", "volumeMounts": [{"name": "w", "subPath": "checkpoints/parent"}]}
+    found = read_pod({**pod(), "spec": {"containers": [{"name": "istio-proxy"}, mounted]}})
+    assert reads.sees(found, [PARENT])
+
+
 @pytest.mark.parametrize(
     ("parts", "seen"),
     [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from tests.sampler.tiny import commit, commit_checkpoint
 
-from espalier.sampler.verified_files import StoreError
+from espalier.sampler.verified_files import StoreError, copy_verified, read_manifest
 from espalier.sampler.verified_store import AdapterStore, verify_base
 
 BASE = "sha256:" + "b" * 64
@@ -195,3 +196,16 @@ def test_a_base_must_be_committed_and_complete(volume: Path, tmp_path: Path) -> 
         verify_base(directory)
     with pytest.raises(StoreError, match="not on the volume"):
         verify_base(volume / "bases" / ("sha256-" + "0" * 64))
+
+
+def test_a_copy_takes_no_more_memory_than_the_manifest_says(volume: Path, tmp_path: Path) -> None:
+    digest = commit_checkpoint(volume, source(tmp_path / "source"), BASE, 4)
+    (directory,) = volume.glob(f"checkpoints/**/{digest.replace(':', '-')}")
+    file = directory / "adapter_model.safetensors"
+    size = file.stat().st_size
+    os.truncate(file, 64 << 20)
+    manifest = read_manifest(directory, "checkpoint")
+    with os.fdopen(os.memfd_create("copy"), "w+b") as copy:
+        with pytest.raises(StoreError, match="does not match"):
+            copy_verified(directory, file.name, manifest, copy)
+        assert os.fstat(copy.fileno()).st_size <= size + 1

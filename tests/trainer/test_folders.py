@@ -48,7 +48,7 @@ def sampler(base: str, *others: str) -> Body:
 
 def make_folders(volume: Path, workload: Body | None = None) -> int:
     """What the pod's init container does, by default of a trainer that needs no base."""
-    told = {"ESPALIER_MODEL": tiny.MODEL}
+    told = {"ESPALIER_MODEL": tiny.MODEL, "ESPALIER_WRITES": "true"}
     if workload is not None:
         (container,) = pod_of(workload)["initContainers"]
         told = {entry["name"]: entry["value"] for entry in container["env"]}
@@ -272,19 +272,35 @@ def test_folders_of_another_user_are_named_with_the_remedy(
 
 
 @needs_mounts
+@pytest.mark.parametrize("before", [False, True], ids=["first start", "later start"])
 def test_a_volume_that_cannot_be_written_is_named_and_tried_again(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], *, before: bool
 ) -> None:
     """As where its disk has failed, and the kernel has mounted it read-only."""
-
-    def read_only() -> None:
-        mount("--bind", str(claim), str(claim))
-        mount("-o", "remount,bind,ro", str(claim))
-        assert make_folders(claim) == 1
-
     claim = tmp_path / "claim"
     claim.mkdir()
-    in_namespace(read_only)
+    if before:
+        assert make_folders(claim) == 0
+    ends_on_a_read_only_volume(claim, None, 1)
     problem = json.loads(capfd.readouterr().out)
     assert problem["reason"] == "VolumeReadOnly"
     assert problem["remedy"]
+
+
+@needs_mounts
+def test_a_sampler_starts_again_on_a_volume_that_can_only_be_read(
+    volume: Volume, policy: Policy
+) -> None:
+    trained(volume, policy, tiny.MODEL)
+    ends_on_a_read_only_volume(volume.path, sampler(volume.base), 0)
+
+
+def ends_on_a_read_only_volume(claim: Path, workload: Body | None, code: int) -> None:
+    """Runs the init container there."""
+
+    def work() -> None:
+        mount("--bind", str(claim), str(claim))
+        mount("-o", "remount,bind,ro", str(claim))
+        assert make_folders(claim, workload) == code
+
+    in_namespace(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,9 @@ from espalier.api.wire.gradients import ForwardRequest
 from espalier.api.wire.headers import CLIENT, IDEMPOTENCY_KEY, TERM
 from espalier.telemetry import spans
 from espalier.tinker import messages_pb2 as pb
+from espalier.trainer.engine import queue
 from espalier.trainer.engine.commands import Empty
+from espalier.trainer.engine.engine import Engine
 from espalier.trainer.http import one_client
 from espalier.trainer.http.service import Service
 from espalier.trainer.policy.policy import Policy
@@ -236,6 +239,31 @@ async def test_a_command_that_is_refused_takes_the_model_for_nobody(
     assert "term 9" in (await (await result(client, 2, model_id=other)).json())["error"]
     refused = await direct(client, "zero-grad", Empty(), key and "ours/2")
     assert refused == (409, "AnotherClientTrains")
+
+
+async def test_who_is_told_that_a_command_was_refused_may_count_on_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the engine has not yet said that the command's turn has ended."""
+    going_on, turn_of = threading.Event(), queue.take_turn
+
+    def slowly(engine: Engine) -> queue.Turn:
+        turn = turn_of(engine)
+        if turn.answered is not None and turn.answered.session == MODEL_ID:
+            going_on.wait(60)
+        return turn
+
+    monkeypatch.setattr(queue, "take_turn", slowly)
+    gradients = tinker.forward_backward(1, tinker.batch())
+    assert (await send(client, "forward-backward", 1, gradients, **{TERM: "9"}))[0] == 202
+    try:
+        while (await result(client, 1, wait=0.05)).status == 408:
+            pass
+        other = f"{MODEL_ID}-2"
+        body = tinker.forward_backward(1, tinker.batch(), model_id=other)
+        assert await send(client, "forward-backward", 1, body, other) == (202, {})
+    finally:
+        going_on.set()
 
 
 async def test_a_batch_of_another_client_waits_for_its_step_however_quiet_that_is(

@@ -14,9 +14,11 @@ VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 # Variables that Espalier sets in some pod, where it would overwrite a user's value.
 RESERVED = frozenset(
     {
+        "GLOO_SOCKET_IFNAME",
         "GOMP_SPINCOUNT",
         "HF_HUB_OFFLINE",
         "HOME",
+        "NCCL_SOCKET_IFNAME",
         "OMP_NUM_THREADS",
         "PYTHONHASHSEED",
         "TMPDIR",
@@ -28,7 +30,9 @@ RESERVED = frozenset(
         "VLLM_CACHE_ROOT",
         "VLLM_CONFIG_ROOT",
         "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_HOST_IP",
         "VLLM_LOGGING_CONFIG_PATH",
+        "VLLM_LOOPBACK_IP",
         "VLLM_NO_USAGE_STATS",
         "VLLM_PLUGINS",
     }

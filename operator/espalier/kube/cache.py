@@ -58,6 +58,13 @@ def _origin(body: Body) -> Hashable:
     return name
 
 
+def _reference(body: Body) -> Hashable:
+    """The checkpoint that a run is held near."""
+    reference = body.get("spec", {}).get("kl", {}).get("reference", {})
+    name: Hashable = reference.get("checkpointRef", {}).get("name")
+    return name
+
+
 # None and empty text are not indexed.
 INDEXES: dict[str, Callable[[Body], Hashable]] = {
     "model": _model,
@@ -65,6 +72,7 @@ INDEXES: dict[str, Callable[[Body], Hashable]] = {
     "role": _role,
     "owner": owner_of,
     "origin": _origin,
+    "reference": _reference,
 }
 
 

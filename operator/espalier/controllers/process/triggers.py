@@ -112,6 +112,10 @@ def _of_checkpoint(
     yield from _keys(cache, "CheckpointHead", key.namespace, name)
     yield from _model_and_runs(cache, key.namespace, name)
     yield from _forks_of(cache, key.namespace, key.name)
+    # Models see the checkpoints of others that their runs name.
+    for run in cache.keys("TrainingRun", key.namespace, reference=key.name):
+        yield run
+        yield ObjectKey("TrainableModel", key.namespace, _model(cache.get(run) or {}))
 
 
 def _of_pod(cache: Cache, key: ObjectKey, body: Body) -> Iterator[ObjectKey]:

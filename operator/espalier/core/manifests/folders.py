@@ -45,13 +45,19 @@ def folders_container(
     *,
     base: str = "",
     others: Sequence[str] = (),
+    writes: bool = False,
 ) -> Container:
-    """Makes what the pod mounts, and looks for the base; it sees the whole volume, and ends."""
+    """Makes what the pod mounts, and looks for the base; it sees the whole volume, and ends.
+
+    ``writes``: that the pod will write its own part is tried as well.
+    """
     env = {"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": model.metadata.name}
     if base:
         env["ESPALIER_BASE"] = base
     if others:
         env["ESPALIER_READS"] = ",".join(others)
+    if writes:
+        env["ESPALIER_WRITES"] = "true"
     return Container(
         name=FOLDERS_CONTAINER,
         image=image,

@@ -97,7 +97,12 @@ def trainer_statefulset(
                 grace_seconds=60,
                 init_containers=(
                     folders_container(
-                        model, container.image, trainer.template, base=base, others=others
+                        model,
+                        container.image,
+                        trainer.template,
+                        base=base,
+                        others=others,
+                        writes=True,
                     ),
                 ),
                 pull_secrets=settings.pull_secrets,

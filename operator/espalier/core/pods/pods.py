@@ -245,7 +245,8 @@ def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(body: Mapping[str, Any]) -> frozenset[str]:
-    containers = body.get("spec", {}).get("containers", [])[:1]
+    # A sidecar that was injected may stand before the main container.
+    containers = body.get("spec", {}).get("containers", [])
     mounts = [mount for container in containers for mount in container.get("volumeMounts", [])]
     return frozenset(mount["subPath"] for mount in mounts if "subPath" in mount)
 

@@ -69,14 +69,19 @@ def take_turn(engine: Engine) -> Turn:
         _answer(state, queued)
         if state.problem is not None and state.problem.reason in VOLUME_REASONS:
             state.set_problem(None)
-        record = state.log.find(queued.key)
-        return Turn(queued.key, applied=record is not None and record.status == 200)
+        return Turn(queued.key, applied=bool(applied(state.log, queued.key)))
     except CommandError as error:
         if error.problem.reason in VOLUME_REASONS:
             state.set_problem(error.problem)
         return Turn(held_up=error.problem)
     finally:
         engine.tell()
+
+
+def applied(log: CommandLog, key: Key) -> bool | None:
+    """Whether a command was applied; None while that is open."""
+    record = log.find(key)
+    return None if record is None or record.status is None else record.status == 200
 
 
 def give_up(engine: Engine, missing: Key, seconds: float) -> list[Key]:

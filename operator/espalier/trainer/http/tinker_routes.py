@@ -179,6 +179,10 @@ class TinkerRoutes:
             answered = self._answers.setdefault(key, asyncio.Event())
             found = await asyncio.to_thread(_answer, engine, key)
             if found is not None:
+                applied = await asyncio.to_thread(queue.applied, engine.state.log, key)
+                if applied is not None:
+                    # The turn that logged it may not have ended yet.
+                    self._end(key, applied=applied)
                 self._answers.pop(key, None)
                 return found
             try:

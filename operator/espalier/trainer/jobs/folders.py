@@ -43,7 +43,7 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     others = [*filter(None, environment.get("ESPALIER_READS", "").split(","))]
     try:
         with volume_written(volume):
-            make_folders(volume, model, others)
+            make_folders(volume, model, others, writes="ESPALIER_WRITES" in environment)
             bring_home(volume)
         if digest := environment.get("ESPALIER_BASE", ""):
             look_for(base_directory(volume, digest))
@@ -56,17 +56,23 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def make_folders(volume: Path, model: str, others: Sequence[str]) -> None:
-    """Makes a model's own folders, and those of other models that its pod is to read."""
-    own = (checkpoints_of(volume, model), log_of(volume, model))
-    for folder in (*own, *(checkpoints_of(volume, other) for other in others)):
+def make_folders(volume: Path, model: str, others: Sequence[str], *, writes: bool) -> None:
+    """Makes the folders that a pod reads, of its model and of others, and those that it writes.
+
+    A pod that only reads starts on a volume that cannot be written now, if they are there.
+    """
+    written = [checkpoints_of(volume, model), log_of(volume, model)] if writes else []
+    for folder in (*(checkpoints_of(volume, name) for name in (model, *others)), *written):
         try:
             make_directory(folder)
         except PermissionError as error:
             raise _unwritable(folder, error) from error
-    for folder in own:
-        if not os.access(folder, os.W_OK):
-            raise _unwritable(folder, "it is another user's")
+    for folder in written:
+        if os.access(folder, os.W_OK):
+            continue
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+        raise _unwritable(folder, "it is another user's")
 
 
 def bring_home(volume: Path) -> None:
