@@ -4,7 +4,7 @@
 
 A half comes from schemathesis, the rest is our own list (``tests/security/hostile_requests.py``).
 After every 500 the part's memory is read, and its state compared. Exits with 1 at a fault.
-``--write`` puts the tables on docs/developing/fuzzing.md.
+``--write`` puts the tables on docs/developing/fuzzing.md, which is of every part.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--write", action="store_true", help="write docs/developing/fuzzing.md")
     asked = parser.parse_args()
+    if asked.write and {*asked.parts} != {*PARTS}:
+        parser.error("--write: the page is of every part: leave out --parts")
     results = asyncio.run(run(asked.parts, asked.requests))
     text = report.tables(results)
     print(text)
