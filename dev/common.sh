@@ -97,16 +97,24 @@ only_one() {
   flock -n "$lock_fd" || { say "another '$1' is running: waiting for it"; flock -w 3600 "$lock_fd" || die "the other '$1' has not ended within an hour."; }
 }
 
-# builds_images: one script at a time makes containers of buildah in our store. Those that a build leaves there, which failed or was
-# ended, go with the script; what was there before stays, and so do a cluster's nodes, which are podman's.
+# builds_images [node-image]: one script at a time makes containers of buildah in our store for images, and one for nodes; what they are
+# made from tells them apart, so that neither waits for the other. Those that a build leaves there, which failed or was ended, go
+# with the script; what was there before stays, and so do a cluster's nodes, which are podman's.
 builds_images() {
-  only_one image
-  working_before=$(buildah containers -q | sort)
+  making=${1:-image}
+  only_one "$making"
+  working_before=$(working)
   trap remove_working EXIT
 }
 
+# The containers of such builds.
+working() {
+  buildah containers -n --format '{{.ContainerID}} {{.ImageName}}' |
+    awk -v of="$making" '(of == "node-image") == ($2 ~ "^localhost/espalier-node-base:") { print $1 }' | sort
+}
+
 remove_working() {
-  comm -13 <(echo "$working_before") <(buildah containers -q | sort) | xargs -r buildah rm >/dev/null ||
+  comm -13 <(echo "$working_before") <(working) | xargs -r buildah rm >/dev/null ||
     say "containers of a build stay in $cache/containers: 'buildah rm' removes them"
 }
 

@@ -91,7 +91,7 @@ build_node() {
 
 need_node() {
   need_base
-  builds_images
+  builds_images node-image
   podman image exists "$image" || step node-image "building the node image for Kubernetes $kubernetes" build_node
 }
 

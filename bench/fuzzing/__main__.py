@@ -5,7 +5,7 @@
 A half comes from schemathesis, the rest is our own list (``tests/security/hostile_requests.py``).
 After every 500 the part's memory is read. What was refused is sent again, until all of it is
 refused at once, and the state compared. Exits with 1 at a fault.
-``--write`` puts the tables on docs/developing/fuzzing.md.
+``--write`` puts the tables on docs/developing/fuzzing.md, which is of every part.
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--write", action="store_true", help="write docs/developing/fuzzing.md")
     asked = parser.parse_args()
+    if asked.write and {*asked.parts} != {*PARTS}:
+        parser.error("--write: the page is of every part: leave out --parts")
     results = asyncio.run(run(asked.parts, asked.requests))
     text = report.tables(results)
     print(text)

@@ -75,6 +75,8 @@ def main() -> None:
     for at, operation in enumerate(operations):
         each = max(1, -(-left // (2 * (len(operations) - at))))
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            if not left:
+                return
             for case in cases(operation, mode, min(each, left), number):
                 if (line := told(case, mode)) is not None:
                     print(json.dumps(line))

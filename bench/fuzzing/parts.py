@@ -184,21 +184,23 @@ async def a_trainer(scratch: Path) -> AsyncIterator[Part]:
             assert answer.status == 200
         service = Service(KEYS, AUDIENCE, max_body_bytes=2**20)
         routes = [route for route in routes_of(service.app()) if route[1] != "/commits"]
-        yield Part(
-            "trainer",
-            url,
-            process.pid,
-            routes,
-            TRAINERS,
-            {"id": ["0" * 32], "kind": ["optim-step", "save-weights", "forward-backward"]},
-            "",
-            of_either(bearer),
-            state,
-            lambda a: a.request.method == "POST",
-        )
-        process.terminate()
-        await process.wait()
-        drained.cancel()
+        try:
+            yield Part(
+                "trainer",
+                url,
+                process.pid,
+                routes,
+                TRAINERS,
+                {"id": ["0" * 32], "kind": ["optim-step", "save-weights", "forward-backward"]},
+                "",
+                of_either(bearer),
+                state,
+                lambda a: a.request.method == "POST",
+            )
+        finally:
+            process.terminate()
+            await process.wait()
+            drained.cancel()
 
 
 async def _drain(log: Any) -> None:

@@ -56,7 +56,7 @@ def tables(results: list[Result]) -> str:
     day = f"{datetime.now(UTC):%Y-%m-%d}"
     seeds = ", ".join(sorted({str(result.seed) for result in results}))
     lines = [
-        f"{day}, seed {seeds}, by `python -m bench.fuzzing --write`.",
+        f"{day}, seed {seeds}, by `bench/run.sh fuzzing`.",
         "",
         "| part | routes | requests | accepted | refused | faults "
         "| MiB before, and after each fifth | state |",

@@ -125,6 +125,24 @@ class TestBuildsImages:
         assert process.wait(30) == 130
         assert self.ids(tmp_path) == []
 
+    def test_a_node_is_built_beside_them_and_neither_takes_the_others_container(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+        base = "localhost/espalier-node-base:1"
+        node = f"{self.STORE}\nbuilds_images node-image\nbuildah from {base} >&2\nexit 3"
+        script = (
+            f"{self.STORE}\nbuildah bud -q -t {base} {tmp_path} >&2\n"
+            "builds_images\nbuildah from scratch >&2\n"
+            f"code=0; bash -c '{node}' || code=$?\n"
+            "echo $code $(buildah containers -q | wc -l)\n"
+            f"buildah from {base} >&2"
+        )
+        done = bash(script, tmp_path)
+        assert (done.returncode, done.stdout) == (0, "3 1\n"), done.stderr
+        names = f"{self.STORE}\nbuildah containers -n --format '{{{{.ImageName}}}}'"
+        assert bash(names, tmp_path).stdout.strip() == base
+
 
 class TestPreflight:
     def test_names_all_that_is_missing_at_once(self, tmp_path: Path) -> None:

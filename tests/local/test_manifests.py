@@ -44,6 +44,20 @@ def test_without_a_kustomization_every_yaml_counts(tmp_path: Path) -> None:
     assert [body["kind"] for body in read(tmp_path, {}).objects] == ["CheckpointHead"]
 
 
+def test_names_that_kubectl_and_kustomize_take_are_read(tmp_path: Path) -> None:
+    (tmp_path / "head.yml").write_text(HEAD)
+    (tmp_path / "other.yaml").write_text(HEAD.replace("name: arith}\nspec", "name: other}\nspec"))
+    assert len(read(tmp_path, {}).objects) == 2
+    for name in ("kustomization.yml", "Kustomization"):
+        kustomization = tmp_path / name
+        before = fingerprint(tmp_path)
+        kustomization.write_text("resources: [head.yml]")
+        assert fingerprint(tmp_path) != before
+        (only,) = read(tmp_path, {}).objects
+        assert only["metadata"]["name"] == "arith"
+        kustomization.unlink()
+
+
 def test_an_edit_shows(tmp_path: Path) -> None:
     empty = fingerprint(tmp_path)
     (tmp_path / "head.yaml").write_text(HEAD)
@@ -80,6 +94,7 @@ def test_a_file_that_only_the_kustomization_names_is_followed_too(tmp_path: Path
         (HEAD.replace("v1alpha1", "v9"), "apiVersion must be espalier.dev/v1alpha1"),
         ("kind: [", "is not YAML"),
         ("spec: {}", "has no kind or no metadata.name"),
+        ("kind: CheckpointHead\nmetadata: [arith]", "has no kind or no metadata.name"),
         (HEAD.replace("{name: arith}, mode", "{name: 1.5}, mode"), r'write it quoted, "1\.5"'),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: x}", "declares no TrainableModel"),
     ],
@@ -102,6 +117,33 @@ def test_a_kustomization_that_lists_more_than_files_is_refused(tmp_path: Path) -
         read(tmp_path, {})
     with pytest.raises(ManifestError, match="is not a directory"):
         read(tmp_path / "nowhere", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "must be one document with resources"),
+        ("# later", "must be one document with resources"),
+        ("[head.yaml]", "must be one document with resources"),
+        ("resources: [head.yaml]\n---\nresources: [head.yaml]", "must be one document"),
+        ("kind: Kustomization", "resources: must be a list of files"),
+        ("resources: []", "resources: must be a list of files"),
+        ("resources: head.yaml", "resources: must be a list of files"),
+    ],
+)
+def test_a_kustomization_that_lists_nothing_is_refused_with_the_remedy(
+    tmp_path: Path, text: str, problem: str
+) -> None:
+    (tmp_path / "head.yaml").write_text(HEAD)
+    (tmp_path / "kustomization.yaml").write_text(text)
+    with pytest.raises(ManifestError, match=rf"kustomization.yaml: {problem}.*: list the manif"):
+        read(tmp_path, {})
+
+
+def test_a_file_of_other_bytes_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "head.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ManifestError, match=r"head.yaml is not YAML"):
+        read(tmp_path, {})
 
 
 def test_paths_of_the_pod_become_paths_of_this_machine(tmp_path: Path) -> None:

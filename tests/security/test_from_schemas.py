@@ -55,6 +55,7 @@ async def test_no_request_that_schemathesis_makes_is_too_hostile_for_the_trainer
     document = openapi.document(routes, {"id": ["0" * 32]}, NO_VLLM, "")
     made = of_schemathesis(document, 500, tmp_path)
     assert len(made) == 500
+    assert len(of_schemathesis(document, 5, tmp_path)) == 5, "fewer than there are routes"
     token = identity.issue(PRIVATE, "gateway", AUDIENCE, 0)
     headers = {"Authorization": f"Bearer {token}"}
     base = str(trainer.make_url("/")).rstrip("/")

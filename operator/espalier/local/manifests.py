@@ -25,9 +25,12 @@ SPECS: dict[str, type[BaseModel]] = {
     "TrainingRun": TrainingRunSpec,
     "CheckpointHead": CheckpointHeadSpec,
 }
-KUSTOMIZATION = "kustomization.yaml"
+# The names that kustomize knows, and those of manifests where there is none of them.
+KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+MANIFESTS = ("*.yaml", "*.yml")
 # What of a kustomization is read; the rest would change what it lists.
 READ = ("apiVersion", "kind", "metadata", "resources")
+LIST = "list the manifests, or remove it and every *.yaml of the directory is read"
 
 
 class ManifestError(Exception):
@@ -43,7 +46,7 @@ class Manifests:
 
 
 def read(directory: Path, stored: Mapping[ObjectKey, Body]) -> Manifests:
-    """The manifests of a directory: those its kustomization lists, else every ``*.yaml``.
+    """The manifests of a directory: those its kustomization lists, else every file of YAML.
 
     Args:
         directory: of files.
@@ -68,7 +71,7 @@ def read(directory: Path, stored: Mapping[ObjectKey, Body]) -> Manifests:
 
 def fingerprint(directory: Path) -> frozenset[tuple[Path, int, int, int]]:
     """Changes whenever a manifest does, also when an older file takes its place."""
-    files = set(directory.glob("*.yaml"))
+    files = {*_all(directory), *(directory / name for name in KUSTOMIZATIONS)}
     # Without a readable kustomization nothing is listed; the directory's own files count then.
     with suppress(ManifestError):
         files |= set(_files(directory))
@@ -86,17 +89,30 @@ def _version(file: Path) -> tuple[Path, int, int, int] | None:
 def _files(directory: Path) -> Sequence[Path]:
     if not directory.is_dir():
         raise ManifestError(f"{directory} is not a directory: name one with manifests")
-    kustomization = directory / KUSTOMIZATION
-    if not kustomization.is_file():
-        return sorted(directory.glob("*.yaml"))
-    found = _parse(kustomization)[0]
-    if unread := [field for field in found if field not in READ]:
+    there = [directory / name for name in KUSTOMIZATIONS if (directory / name).is_file()]
+    return _listed(there[0]) if there else _all(directory)
+
+
+def _all(directory: Path) -> Sequence[Path]:
+    return sorted(file for pattern in MANIFESTS for file in directory.glob(pattern))
+
+
+def _listed(kustomization: Path) -> Sequence[Path]:
+    """The files that a kustomization lists."""
+    directory = kustomization.parent
+    documents = _parse(kustomization)
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise ManifestError(f"{kustomization}: must be one document with resources: {LIST}")
+    (found,) = documents
+    if unread := [str(field) for field in found if field not in READ]:
         raise ManifestError(
             f"{kustomization}: {', '.join(unread)}: only resources are read here: write what "
             f"kubectl kustomize {directory} prints into a directory of its own, and name that"
         )
-    listed = found.get("resources") or []
-    files = [directory / name for name in listed]
+    listed = found.get("resources")
+    if not isinstance(listed, list) or not listed:
+        raise ManifestError(f"{kustomization}: resources: must be a list of files: {LIST}")
+    files = [directory / str(name) for name in listed]
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise ManifestError(
@@ -109,7 +125,7 @@ def _files(directory: Path) -> Sequence[Path]:
 def _parse(file: Path) -> list[Any]:
     try:
         return [document for document in yaml.safe_load_all(file.read_text()) if document]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file} is not YAML: {error}") from error
     except RecursionError as error:
         raise ManifestError(f"{file} is nested too deeply to be read") from error
@@ -118,7 +134,8 @@ def _parse(file: Path) -> list[Any]:
 def _documents(file: Path) -> list[Body]:
     documents = _parse(file)
     for body in documents:
-        named = isinstance(body, dict) and (body.get("metadata") or {}).get("name")
+        metadata = body.get("metadata") if isinstance(body, dict) else None
+        named = isinstance(metadata, dict) and metadata.get("name")
         if not named or "kind" not in body:
             raise ManifestError(f"{file}: a document has no kind or no metadata.name")
     return documents
