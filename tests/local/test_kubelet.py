@@ -18,11 +18,13 @@ import pytest
 
 from espalier.core.pods.pods import live, read_job, read_pod
 from espalier.kube.objects import Body, ObjectKey
-from espalier.local import pod_addresses
+from espalier.local import kubelet, pod_addresses
 from espalier.local.free_memory import GIB, Memory
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import Layout, StartError
 from espalier.local.memory_apiserver import MemoryCluster
+from espalier.local.pod_process import ProcessPlan
+from espalier.local.running import Running
 
 SERVER = """
 import os
@@ -119,6 +121,25 @@ async def test_a_server_that_does_not_answer_in_time_is_started_again_and_says_s
     await node.until(lambda: bool(node.pod()) and "startupSeconds" in read_pod(node.pod()).waiting)
     assert read_pod(node.pod()).waiting_reason == "CrashLoopBackOff"
     await node.until(lambda: "running" in node.pod()["status"]["containerStatuses"][0]["state"])
+
+
+async def test_what_prepares_a_pod_takes_nothing_of_its_startup_seconds(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, start, late = kubelet._clock, Running.start, 0.0
+
+    async def prepared(planned: ProcessPlan, log: Path) -> Running:
+        nonlocal late
+        late += 600.0
+        return await start(planned, log)
+
+    monkeypatch.setattr(kubelet, "_clock", lambda: clock() + late)
+    monkeypatch.setattr(Running, "start", prepared)
+    body = workload("Deployment", "rollout", SERVER)
+    container = body["spec"]["template"]["spec"]["containers"][0]
+    container["startupProbe"] = {"periodSeconds": 1, "failureThreshold": 60}
+    await node.cluster.apply("Deployment", body)
+    await node.until(node.ready)
 
 
 async def test_labels_and_annotations_of_a_template_are_its_pods(node: Node) -> None:

@@ -174,12 +174,13 @@ class Kubelet:
             return
         pod.waiting = ""
         pod.starts += 1
-        pod.began = _clock()
         try:
             pod.running = await Running.start(planned, self._layout.log(key.name))
         except MappingError as error:
             pod.waiting = str(error)
             pod.resting_until = _clock() + RESTART.delay(pod.starts)
+        # As a startup probe's time, which begins after the init containers.
+        pod.began = _clock()
 
     def _shortage(self, pod: LocalPod) -> str:
         """Why a pod does not fit into memory; a pod keeps its request between two starts."""
