@@ -317,13 +317,18 @@ async def test_the_operator_reads_how_long_no_client_has_called(client: Client) 
         answer = await client.get("/usage", headers=bearer("operator"))
         return float((await answer.json())["quiet_seconds"])
 
+    async def quiet_after_a_call() -> float:
+        assert (await client.get("/train/state", headers=bearer())).status == 200
+        return await quiet()
+
     await assign(client)
-    await asyncio.sleep(0.2)
-    first = await quiet()
+    # A call ends a moment after its answer.
+    while (first := await quiet()) < 0.2:
+        pass
     # The operator's own questions are no calls.
-    assert await quiet() >= first >= 0.2
-    assert (await client.get("/train/state", headers=bearer())).status == 200
-    assert await quiet() < 0.2
+    assert await quiet() >= first
+    # On a busy machine a question takes long itself.
+    assert min([await quiet_after_a_call() for _ in range(10)]) < first
 
 
 async def test_a_key_is_answered_once_and_for_all(client: Client) -> None:
