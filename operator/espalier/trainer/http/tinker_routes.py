@@ -16,25 +16,25 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast, get_args
 
 from aiohttp import web
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from espalier.api.wire.headers import CHECKPOINT, CHECKPOINT_DIGEST, IDEMPOTENCY_KEY
+from espalier.api.wire.headers import IDEMPOTENCY_KEY
 from espalier.api.wire.problem import Problem
 from espalier.core.idempotency import read_key
 from espalier.telemetry import spans
-from espalier.tinker.bodies import LoadWeights, OptimStep, Pending, Stepped
+from espalier.tinker.bodies import LoadWeights, OptimStep, Pending
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
-from espalier.tinker.results import PROTOBUF, Category, Failed
 from espalier.trainer.batch.limits import Limits
 from espalier.trainer.engine import explicit_command, queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.queue import SAVE
 from espalier.trainer.http.one_client import OneClient, Tenure
 from espalier.trainer.http.requests import declared_of, first_fault, number
+from espalier.trainer.http.tinker_results import KINDS, as_json, result
 from espalier.trainer.problems import CommandError, invalid
-from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
+from espalier.trainer.volume.command_log import CommandLog, Key
 from espalier.trainer.volume.inbox import Arrival
-from espalier.trainer.volume.log_records import GAP, TINKER_GRADIENTS
+from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +46,6 @@ GAP_SECONDS = 330.0
 TRACES_MOST = 4096
 
 T = TypeVar("T")
-_KINDS: dict[CommandKind, Kind] = {
-    "forward-backward": TINKER_GRADIENTS,
-    "optim-step": "optim-step",
-    "save-weights": "save-weights",
-    "load-weights": "load-weights",
-}
 _BODIES: dict[str, TypeAdapter[Any]] = {
     "optim-step": TypeAdapter(OptimStep),
     "save-weights": SAVE,
@@ -124,7 +118,7 @@ class TinkerRoutes:
         content = await self._body(request)
         arrival = Arrival(
             key,
-            _KINDS[cast(CommandKind, kind)],
+            KINDS[cast(CommandKind, kind)],
             content,
             term,
             given.model_dump_json() if given else "",
@@ -177,7 +171,7 @@ class TinkerRoutes:
         while True:
             # Made before the look, so that an answer in between is not missed.
             answered = self._answers.setdefault(key, asyncio.Event())
-            found = await asyncio.to_thread(_answer, engine, key)
+            found = await asyncio.to_thread(result, engine, key)
             if found is not None:
                 applied = await asyncio.to_thread(queue.applied, engine.state.log, key)
                 if applied is not None:
@@ -200,7 +194,7 @@ class TinkerRoutes:
                 )
         if (held := self._held_up) is not None:
             why = Pending(reason=held.reason, detail=held.text)
-        return _json(why, status=408)
+        return as_json(why, status=408)
 
     async def _work(self) -> None:
         engine = self._engine()
@@ -300,54 +294,3 @@ def _trains(limits: Limits, arrival: Arrival) -> bool:
             "seq_id", f"the body is {named.seq} of {named.session}, and the key {arrival.key}", ""
         )
     return trains
-
-
-def _answer(engine: Engine, key: Key) -> web.Response | None:
-    """A command's result; None while it waits, 404 if it never came."""
-    log = engine.state.log
-    # In this order: a command leaves the inbox in the transaction that logs its answer.
-    queued = log.inbox.find(key)
-    if queued is not None:
-        return _failed(422, queued.problem) if queued.problem else None
-    record = log.find(key)
-    if record is None or record.status is None or record.kind not in (*_KINDS.values(), GAP):
-        problem = Problem(
-            reason="CommandUnknown",
-            detail=f"seq_id {key.seq} of {key.session} never arrived here",
-            remedy="send the command first",
-        )
-        return _json(problem, status=404)
-    if record.status >= 400:
-        return _failed(record.status, record.answer)
-    if record.kind == TINKER_GRADIENTS:
-        return _logprobs(log, record)
-    if record.kind == "optim-step":
-        return _stepped(engine, record)
-    return web.Response(text=record.answer, content_type="application/json")
-
-
-def _logprobs(log: CommandLog, record: Record) -> web.Response:
-    result = log.result(record)
-    if result is None:
-        error = "the log-probs of this result are kept no longer: newer ones have taken their room"
-        return _json(Failed(error=error, category="server"))
-    return web.Response(body=result, content_type=PROTOBUF)
-
-
-def _stepped(engine: Engine, record: Record) -> web.Response:
-    """The metrics of the commit that the step made."""
-    commit = next(c for c in reversed(engine.state.commits) if c.digest == record.checkpoint)
-    response = _json(Stepped(metrics=commit.metrics | {"step": float(commit.step)}))
-    response.headers[CHECKPOINT] = commit.name
-    response.headers[CHECKPOINT_DIGEST] = commit.digest
-    return response
-
-
-def _failed(status: int, answer: str) -> web.Response:
-    problem = Problem.model_validate_json(answer)
-    category: Category = "server" if status >= 500 else "user"
-    return _json(Failed(error=problem.text, category=category))
-
-
-def _json(body: BaseModel, status: int = 200) -> web.Response:
-    return web.Response(status=status, text=body.model_dump_json(), content_type="application/json")
