@@ -21,6 +21,7 @@ TOGETHER = {
         "local/test_full",
         "local/test_tinker",
         "local/test_try",
+        "sampler/test_altered_adapters",
         "sampler/test_full_weights",
         "sampler/test_process",
         "sampler/test_requests",

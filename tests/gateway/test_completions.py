@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -229,6 +230,46 @@ async def test_a_lost_pod_is_made_up_for_by_another(
     for _ in range(4):
         assert (await gateway.post("/v1/completions", ASK)).status == 200
     assert len(good.requests) == 4
+
+
+async def give_up(request: web.Request) -> web.StreamResponse:
+    """As vLLM answers that was told to end: what it has sampled until then, or nothing."""
+    sampled = {"index": 0, "text": "", "token_ids": [], "finish_reason": "abort"}
+    body = {"model": "arith@a1a1a1a1a1a1", "choices": [sampled]}
+    if not (await request.json()).get("stream"):
+        return web.json_response(body, dumps=compact)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(b"data: " + compact(body).encode() + b"\n\ndata: [DONE]\n\n")
+    return response
+
+
+def compact(body: Any) -> str:
+    return json.dumps(body, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_a_rollout_gave_up_is_no_answer_and_sampled_again_by_another(
+    gateway: Gateway, upstream: Start, stream: bool
+) -> None:
+    good = await upstream(answer)
+    ending = await upstream(give_up)
+    serve(gateway, ending.port, good.port)
+    for _ in range(4):
+        reply = await gateway.post("/v1/completions", ASK | {"stream": stream})
+        assert reply.status == 200
+        assert "abort" not in await reply.text()
+    assert len(good.requests) == 4
+    assert ending.requests
+
+
+async def test_when_every_rollout_gives_up_the_answer_is_503(
+    gateway: Gateway, upstream: Start
+) -> None:
+    serve(gateway, (await upstream(give_up)).port)
+    reply = await gateway.post("/v1/completions", ASK)
+    assert reply.status == 503
+    assert "gave up" in (await reply.json())["error"]["message"]
 
 
 async def test_when_no_pod_can_be_reached_the_answer_is_503(gateway: Gateway) -> None:

@@ -147,6 +147,15 @@ async def test_a_lost_connection_is_not_the_clients_concern(
     assert isinstance(body, bytes)
 
 
+async def test_what_a_rollout_gave_up_is_no_sample(gateway: Gateway, upstream: Start) -> None:
+    given_up = CHOICE | {"finish_reason": "abort", "token_ids": []}
+    pod = await upstream(answers((200, {"choices": [given_up]}), (200, {"choices": [CHOICE]})))
+    status, body = await sampled(gateway, serve(gateway, pod.port))
+    assert (status, len(pod.requests)) == (200, 2)
+    (sequence,) = SampleResponse.FromString(body).sequences
+    assert sequence.tokens
+
+
 async def test_a_sample_goes_on_between_two_polls_and_ends_when_nobody_polls(
     gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,7 @@ from espalier.untrusted import UnreadableError, read_json
 
 PLAIN = Sampled()
 CHUNKS = "prompt_chunks"
+CUT_SHORT = "it ends, and gave up what it was sampling"
 _EVENT_END = b"\n\n"
 _DATA = b"data: "
 _CHAT = b'"object":"chat.completion"'
@@ -35,6 +36,9 @@ _NO_CHOICES = b'"choices":[]'
 _USAGE = re.compile(rb'"usage": ?\{[^{}]*?"total_tokens": ?([0-9]{1,9})')
 # Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
 _CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
+# So vLLM ends, when it is told to end, what it samples and what still comes: with the tokens until
+# then, or none.
+_ABORTED = re.compile(rb'"finish_reason": ?"abort"')
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
 
 
@@ -63,6 +67,15 @@ def tokens_of(answer: bytes) -> int:
     """
     found = _USAGE.search(answer)
     return int(found[1]) if found else 0
+
+
+def is_cut_short(answer: bytes) -> bool:
+    """Whether a completion, or an event of one, was given up by its rollout.
+
+    Its tokens are no sample of the model's: they must be taken for no answer. A quote inside a
+    string is escaped, so no text that was sampled is taken for it.
+    """
+    return _ABORTED.search(answer) is not None
 
 
 def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | None:
