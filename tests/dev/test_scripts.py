@@ -64,11 +64,7 @@ class TestStep:
     def test_that_is_interrupted_ends_all_that_it_started(self, tmp_path: Path) -> None:
         mark = f"sleep 3{os.getpid()}"
         script = f'{COMMON}\nwork() {{ {mark}; }}\nstep work "working" work'
-        process = subprocess.Popen(
-            ["bash", "-c", script],
-            env={**os.environ, "ESPALIER_CACHE": str(tmp_path)},
-            stderr=subprocess.DEVNULL,
-        )
+        process = begun(script, tmp_path)
         assert within(30, lambda: running(mark)), "the command never started"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 130
@@ -114,11 +110,7 @@ class TestBuildsImages:
         mark = f"sleep 4{os.getpid()}"
         work = f"work() {{ buildah from scratch; {mark}; }}"
         script = f'set -euo pipefail\n{self.STORE}\n{work}\nbuilds_images\nstep x "building" work'
-        process = subprocess.Popen(
-            ["bash", "-c", script],
-            env={**os.environ, "ESPALIER_CACHE": str(tmp_path)},
-            stderr=subprocess.DEVNULL,
-        )
+        process = begun(script, tmp_path)
         assert within(30, lambda: running(mark)), "the build never started"
         assert len(self.ids(tmp_path)) == 1
         process.send_signal(signal.SIGTERM)
@@ -199,6 +191,15 @@ def registry_port() -> socket.socket | None:
         return None
     listener.listen()
     return listener
+
+
+def begun(script: str, cache: Path) -> subprocess.Popen[bytes]:
+    """A bash script that goes on meanwhile."""
+    return subprocess.Popen(
+        ["bash", "-c", script],
+        env={**os.environ, "ESPALIER_CACHE": str(cache)},
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def running(command: str) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from dev.monitoring.in_cluster import InCluster
 from dev.monitoring.prometheus import Prometheus
 from tests.e2e.gateway import Gateway
-from tests.e2e.kubectl import Kubectl, is_true
+from tests.e2e.kubectl import Kubectl, is_true, until_ready
 from tests.e2e.manifests import claim, model, run, tasks, user
 from tests.e2e.run import SHOW, STEPS, kill
 
@@ -89,12 +89,7 @@ def gateway(kubectl: Kubectl) -> Iterator[Gateway]:
 def tiny(kubectl: Kubectl, images: dict[str, str]) -> str:
     """A model that serves its base."""
     kubectl.apply(claim(), model("tiny", images["tiny-model"]))
-    kubectl.wait(
-        "TrainableModel tiny to be Ready",
-        lambda: is_true(kubectl.get("trainablemodel", "tiny"), "Ready"),
-        timeout=300,
-        show=["trainablemodel tiny", "pods -o wide", "events"],
-    )
+    until_ready(kubectl, "tiny")
     return "tiny"
 
 

@@ -102,3 +102,13 @@ def is_true(body: Object, kind: str) -> bool:
         status.get("observedGeneration") == body["metadata"]["generation"]
         and condition(body, kind)["status"] == "True"
     )
+
+
+def until_ready(kubectl: Kubectl, model: str) -> None:
+    """Waits until a TrainableModel is served."""
+    kubectl.wait(
+        f"TrainableModel {model} to be Ready",
+        lambda: is_true(kubectl.get("trainablemodel", model), "Ready"),
+        timeout=300,
+        show=[f"trainablemodel {model}", "pods -o wide", "events"],
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.e2e.gateway import Gateway
-from tests.e2e.kubectl import Kubectl, KubectlError, Object, condition, is_true
+from tests.e2e.kubectl import Kubectl, KubectlError, Object, condition, is_true, until_ready
 from tests.e2e.manifests import head, model, run
 from tests.e2e.run import lineage, served
 
@@ -72,12 +72,7 @@ def test_a_fork_starts_at_a_checkpoint_of_another_model_and_goes_its_own_way(
 ) -> None:
     source = gateway.complete("tiny@tiny-000006")
     kubectl.apply(model("fork", checkpoint="tiny-000006"))
-    kubectl.wait(
-        "TrainableModel fork to be Ready",
-        lambda: is_true(kubectl.get("tmodel", "fork"), "Ready"),
-        timeout=300,
-        show=["tmodel fork", "pods -o wide", "events"],
-    )
+    until_ready(kubectl, "fork")
     assert gateway.complete("fork") == source
     kubectl.apply(run("fork", "fork", 2))
     kubectl.wait(

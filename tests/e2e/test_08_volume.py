@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.e2e.kubectl import Kubectl, Object, is_true
+from tests.e2e.kubectl import Kubectl, Object, until_ready
 from tests.e2e.manifests import model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -71,12 +71,7 @@ def fork(kubectl: Kubectl, trained: str, tiny: str) -> Iterator[str]:
     del trained
     start = kubectl.get("checkpointhead", tiny)["status"]["current"]["name"]
     kubectl.apply(model("apart", checkpoint=start))
-    kubectl.wait(
-        "TrainableModel apart to be Ready",
-        lambda: is_true(kubectl.get("trainablemodel", "apart"), "Ready"),
-        timeout=300,
-        show=["trainablemodel apart", "pods -o wide", "events"],
-    )
+    until_ready(kubectl, "apart")
     yield "apart"
     kubectl("delete", "trainablemodel", "apart")
 

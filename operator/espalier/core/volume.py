@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from io import BufferedRandom, BufferedReader
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +73,6 @@ def digest_of(text: str) -> str:
     return DIGEST_PREFIX + hashlib.sha256(text.encode()).hexdigest()
 
 
-def sha256_of(file: BufferedReader | BufferedRandom) -> str:
+def sha256_of(file: BufferedReader) -> str:
     """The hexadecimal SHA-256 of an open file, as manifests list it."""
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,10 +21,10 @@ RETRY_SECONDS = (1, 1, 2, 3, 5, 8, 13)
 
 
 class _WithoutEnd:
-    """Waits that never run out: of kopf's own, which do, the end is kopf's.
+    """Waits that never run out. kopf's own do, and then kopf ends.
 
-    The namespaces that are served go on while one of them is deleted, and come back by themselves
-    when an API server has answered with errors for a while.
+    So the other namespaces are served on while one of them is gone, and all are again once an API
+    server that answered with errors has recovered.
     """
 
     def __iter__(self) -> Iterator[float]:

@@ -116,7 +116,7 @@ async def _watch(
     connection: Connection,
     comparisons: Mapping[Scope, Comparison],
 ) -> None:
-    """Run kopf in its thread until it fails or this is cancelled; it has then ended, or is left."""
+    """Run kopf in its thread until it fails or this is cancelled; it has ended, or is left."""
     loop = asyncio.get_running_loop()
     root = URL(connection.server).path.rstrip("/")
     by_path = {root + kind_of(s.kind).path(s.namespace): c for s, c in comparisons.items()}
@@ -164,9 +164,9 @@ async def _watch(
 class _Thread(threading.Thread):
     """kopf in a loop of its own; a daemon, so that the process ends also where kopf does not.
 
-    ``failed`` has the error of the first of kopf's tasks that ended; ``over`` is set at the end of
-    all. Of some errors kopf 1.45 ends its other tasks and waits for them without end: a watch whose
-    cancellation was taken for that of its waiter begins anew.
+    ``failed`` gets the error of the first of kopf's tasks that ends; ``over`` is set once all have
+    ended. The first is not enough to end kopf 1.45: it cancels the other tasks and waits for them,
+    but a watch may mistake its cancellation for that of a task it waits for, and begins anew.
     """
 
     def __init__(self, **arguments: Any) -> None:

@@ -30,7 +30,7 @@ KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
 MANIFESTS = ("*.yaml", "*.yml")
 # What of a kustomization is read; the rest would change what it lists.
 READ = ("apiVersion", "kind", "metadata", "resources")
-LIST = "list the manifests, or remove it and every *.yaml of the directory is read"
+LIST = "list the manifests, or remove it, and every file of YAML in the directory is read"
 
 
 class ManifestError(Exception):

@@ -67,15 +67,16 @@ def copy_verified(
     The file is read once, so nobody can change it between the copy and the hash, and no further
     than it should be long: a copy in memory is as large as its manifest says, whatever lies there.
     """
+    hashed = hashlib.sha256()
     with _listed(directory, name, manifest) as (file, expected):
         # One byte more tells that a file is longer.
         left = manifest["files"][name].get("size", 0) + 1
         while left and (chunk := file.read(min(left, _COPIED_AT_ONCE))):
+            hashed.update(chunk)
             target.write(chunk)
             left -= len(chunk)
     target.flush()
-    target.seek(0)
-    _compare(directory, name, sha256_of(target), expected)
+    _compare(directory, name, hashed.hexdigest(), expected)
 
 
 def verified_lines(directory: Path, name: str, manifest: dict[str, Any]) -> Iterator[bytes]:

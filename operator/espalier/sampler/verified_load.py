@@ -2,7 +2,7 @@
 
 vLLM reads an adapter when it is first asked for, and again once it was evicted, long after our
 store has hashed it. It maps the file as well, so what is written to it later would be served. So
-each load copies the files into memory of the worker's own, hashes the copy, and reads that.
+each load copies the files into memory of the worker's own, hashes what it copies, and reads that.
 """
 
 from __future__ import annotations

@@ -60,6 +60,10 @@ class Scrub(Type):
     )
 
 
+# Entries of ``status.reads``.
+MOST_READS = 64
+
+
 class Read(Type):
     """A Checkpoint of another model that the pods of this one read."""
 
@@ -95,7 +99,7 @@ class TrainableModelStatus(Type):
         description="reads are the Checkpoints of other models that the pods need: the one that "
         "the model forks from, and for the trainer the kl.reference of each run that is not over, "
         "while it is its turn.",
-        max_length=64,
+        max_length=MOST_READS,
         json_schema_extra=list_map("checkpoint"),
     )
     endpoint: Endpoint | None = Field(default=None, description="endpoint to sample and train.")

@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from espalier.api.model.status import Read
+from espalier.api.model.status import MOST_READS, Read
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
 from espalier.core.pods.pods import Pod
 from espalier.core.volume import FOLDERS, checkpoints_of
-
-# Entries of a model's status.
-MOST = 64
 
 
 def named(model: TrainableModel, runs: Sequence[TrainingRun]) -> tuple[str, ...]:
@@ -29,17 +26,17 @@ def named(model: TrainableModel, runs: Sequence[TrainingRun]) -> tuple[str, ...]
 
 
 def of(model: TrainableModel, names: Sequence[str], models: Mapping[str, str]) -> list[Read]:
-    """Those of the Checkpoints that are another model's, and whose.
+    """Those of the Checkpoints that are another model's, and whose; the first of too many.
 
     Args:
         model: with the status before, which says whose a Checkpoint was that is gone by now. Its
             bytes stay as long as it is named.
-        names: of the Checkpoints.
+        names: of the Checkpoints, those that are needed now first.
         models: the model of each of these Checkpoints that there is.
     """
     known = {read.checkpoint: read.model for read in model.status.reads} | {**models}
     found = [Read(checkpoint=name, model=known[name]) for name in names if name in known]
-    return [read for read in found if read.model != model.metadata.name][:MOST]
+    return [read for read in found if read.model != model.metadata.name][:MOST_READS]
 
 
 def sees(pod: Pod, found: Sequence[Read]) -> bool:

@@ -30,7 +30,7 @@ from espalier.gateway.routes.asked_target import Targets
 from espalier.gateway.routes.completion_request import read_asked
 from espalier.gateway.routes.exchange import Exchange, break_off, pass_stream
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.routes.rewrite import CUT_SHORT, is_cut_short, rewrite_answer, tokens_of
+from espalier.gateway.routes.rewrite import refuse_cut_short, rewrite_answer, tokens_of
 from espalier.gateway.world.pod_addresses import PodAddress, why_none_ready
 from espalier.gateway.world.replica_order import by_key, in_turn
 from espalier.gateway.world.routing import ROLLOUT, Target
@@ -178,8 +178,7 @@ class CompletionRoutes:
         kept: dict[str, str] = {}
         if upstream.status == 200:
             exchange.share.spend(tokens_of(answer))
-            if is_cut_short(answer):
-                raise aiohttp.ClientPayloadError(CUT_SHORT)
+            refuse_cut_short(answer)
             try:
                 answer = rewrite_answer(
                     *(answer, exchange.target.adapter, exchange.asked.model), exchange.asked.sampled

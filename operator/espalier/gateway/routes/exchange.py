@@ -15,7 +15,7 @@ from espalier.gateway.access.quotas import Share
 from espalier.gateway.hud.trace_keepers import Keeper
 from espalier.gateway.problems import RefusalError, openai_body
 from espalier.gateway.routes.completion_request import Asked
-from espalier.gateway.routes.rewrite import CUT_SHORT, StreamRewriter, error_event, is_cut_short
+from espalier.gateway.routes.rewrite import StreamRewriter, error_event, refuse_cut_short
 from espalier.gateway.world.routing import Slug, Target
 from espalier.podclient import unknown
 from espalier.untrusted import UnreadableError
@@ -52,8 +52,7 @@ async def pass_stream(upstream: aiohttp.ClientResponse, exchange: Exchange) -> w
                 events = rewriter.feed(data)
             except UnreadableError as error:
                 raise unknown(upstream, f"streams an event that cannot be read: {error}") from error
-            if is_cut_short(events):
-                raise aiohttp.ClientPayloadError(CUT_SHORT)
+            refuse_cut_short(events)
             if events:
                 await write_part(exchange.request, await _begun(exchange), events)
     finally:

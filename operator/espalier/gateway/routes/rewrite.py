@@ -13,6 +13,7 @@ import json
 import re
 from typing import Any
 
+import aiohttp
 from pydantic_core import to_json
 
 from espalier.api.sampled import Sampled
@@ -20,7 +21,6 @@ from espalier.untrusted import UnreadableError, read_json
 
 PLAIN = Sampled()
 CHUNKS = "prompt_chunks"
-CUT_SHORT = "it ends, and gave up what it was sampling"
 _EVENT_END = b"\n\n"
 _DATA = b"data: "
 _CHAT = b'"object":"chat.completion"'
@@ -36,8 +36,8 @@ _NO_CHOICES = b'"choices":[]'
 _USAGE = re.compile(rb'"usage": ?\{[^{}]*?"total_tokens": ?([0-9]{1,9})')
 # Where a choice begins, and no other object of a completion. A quote inside a string is escaped.
 _CHOICE = re.compile(rb'\{"index":([0-9]{1,6}),')
-# So vLLM ends, when it is told to end, what it samples and what still comes: with the tokens until
-# then, or none.
+# How a vLLM that shuts down ends what it is sampling, and what still arrives: with the tokens so
+# far, or with none.
 _ABORTED = re.compile(rb'"finish_reason": ?"abort"')
 _TOKEN_LIST = re.compile(re.escape(_PROMPT_TOKENS) + rb"[0-9,]*\]")
 
@@ -69,13 +69,17 @@ def tokens_of(answer: bytes) -> int:
     return int(found[1]) if found else 0
 
 
-def is_cut_short(answer: bytes) -> bool:
-    """Whether a completion, or an event of one, was given up by its rollout.
+def refuse_cut_short(answer: bytes) -> None:
+    """Treats a completion, or events of one, that its rollout gave up as a lost connection.
 
-    Its tokens are no sample of the model's: they must be taken for no answer. A quote inside a
-    string is escaped, so no text that was sampled is taken for it.
+    The tokens of such a completion are no sample of the model. A quote inside a string is escaped,
+    so text that was sampled cannot be mistaken for the mark.
+
+    Raises:
+        aiohttp.ClientPayloadError: it was given up.
     """
-    return _ABORTED.search(answer) is not None
+    if _ABORTED.search(answer) is not None:
+        raise aiohttp.ClientPayloadError("it ends, and gave up what it was sampling")
 
 
 def _edited(body: bytes, adapter: str, model: str, drawn: Sampled) -> bytes | None:

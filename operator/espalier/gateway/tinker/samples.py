@@ -19,7 +19,7 @@ from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas, Share
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
-from espalier.gateway.routes.rewrite import CUT_SHORT, is_cut_short, tokens_of
+from espalier.gateway.routes.rewrite import refuse_cut_short, tokens_of
 from espalier.gateway.tinker import sampling
 from espalier.gateway.tinker.bodies import Sample
 from espalier.gateway.tinker.models import stalled
@@ -183,8 +183,7 @@ class Samples:
                 answer = await read_held(response, hold)
                 if response.status == 200:
                     share.spend(tokens_of(answer))
-                    if is_cut_short(answer):
-                        raise aiohttp.ClientPayloadError(CUT_SHORT)
+                    refuse_cut_short(answer)
                     try:
                         return sampling.response(request, read_json(answer))
                     except UnreadableError as error:
