@@ -18,8 +18,8 @@ def pod(**status: Any) -> dict[str, Any]:
     }
 
 
-def container(**changes: Any) -> dict[str, Any]:
-    return {"name": "rollout", "containerID": "c1", "started": True, **changes}
+def container(role: str = "rollout", **changes: Any) -> dict[str, Any]:
+    return {"name": role, "containerID": "c1", "started": True, **changes}
 
 
 RUNNING = container(state={"running": {}})
@@ -31,6 +31,25 @@ def test_a_running_pod_has_started_and_a_restart_is_another_instance() -> None:
     assert first.started
     assert not first.ready
     assert first.instance != again.instance
+
+
+@pytest.mark.parametrize("sidecar_first", [True, False])
+def test_a_sidecar_beside_the_container_changes_nothing_wherever_it_stands(
+    *, sidecar_first: bool
+) -> None:
+    ended = {"exitCode": 137, "reason": "OOMKilled"}
+    facts = {"imageID": f"x@sha256:{'a' * 64}", "state": BACK_OFF}
+    status = container(**facts, lastState={"terminated": ended})
+    alone = pod(containerStatuses=[status])
+    alone["spec"]["containers"][0]["resources"] = {"limits": {"memory": "2Gi"}}
+    sidecar = {"name": "istio-proxy", "containerID": "c9", "imageID": f"y@sha256:{'b' * 64}"}
+    sidecar |= {"started": True, "state": {"running": {}}}
+    beside = pod(containerStatuses=[sidecar, status])
+    beside["spec"]["containers"] = [*alone["spec"]["containers"], {"name": "istio-proxy"}]
+    if sidecar_first:
+        beside["spec"]["containers"].reverse()
+    assert pods.read_pod(beside) == pods.read_pod(alone)
+    assert "its limit of 2Gi" in pods.read_pod(beside).killed
 
 
 @pytest.mark.parametrize(
@@ -89,13 +108,15 @@ def test_what_a_pod_waits_for_is_in_kubernetes_words(
 def killed(role: str, *, started: bool, limit: str = "", waiting: str = "") -> pods.Pod:
     state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
     over = container(
+        role,
         started=started,
         state=state,
         lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}},
     )
     body = pod(containerStatuses=[over])
     body["metadata"]["labels"]["espalier.dev/role"] = role
-    body["spec"]["containers"][0]["resources"] = {"limits": {"memory": limit}} if limit else {}
+    resources = {"limits": {"memory": limit}} if limit else {}
+    body["spec"]["containers"] = [{"name": role, "resources": resources}]
     return pods.read_pod(body)
 
 

@@ -62,7 +62,7 @@ def test_the_revision_of_git_is_told_where_an_annotation_says_it() -> None:
 def test_the_image_of_a_pod_is_told_by_its_node(image_id: str, shown: str) -> None:
     container = {"name": "trainer", "imageID": image_id, "state": {"running": {}}}
     body = {
-        "metadata": {"name": "p"},
+        "metadata": {"name": "p", "labels": {"espalier.dev/role": "trainer"}},
         "spec": {"containers": [{"name": "trainer"}]},
         "status": {"phase": "Running", "containerStatuses": [container]},
     }

@@ -110,7 +110,7 @@ def _workload(server: ApiServer, namespace: str, kind: str, role: str, port: int
     found = server.kubectl("get", "trainablemodel", "arith", "-n", namespace, "-o", "json")
     owner = {"apiVersion": API_VERSION, "kind": "TrainableModel", "name": "arith"}
     owner |= {"uid": json.loads(found)["metadata"]["uid"], "controller": True}
-    container = {"name": "main", "image": "x", "ports": [{"containerPort": port}]}
+    container = {"name": role, "image": "x", "ports": [{"containerPort": port}]}
     template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
     body = {
         "apiVersion": "apps/v1",

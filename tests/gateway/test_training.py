@@ -265,7 +265,7 @@ async def test_a_trainer_that_is_not_ready_is_a_503_with_the_kubernetes_reason(
     gateway: Gateway,
 ) -> None:
     model = training(gateway, 1)
-    status = {"containerStatuses": [waiting("CrashLoopBackOff", "back-off 10s")]}
+    status = {"containerStatuses": [waiting("CrashLoopBackOff", "back-off 10s", "trainer")]}
     gateway.world.pod(model, "arith-trainer-0", role="trainer", **status)
     reply = await gateway.post(STEP, {})
     assert reply.headers["Retry-After"]

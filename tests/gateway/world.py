@@ -176,7 +176,7 @@ class World:
                 "ownerReferences": [controller],
                 **status.pop("metadata", {}),
             },
-            spec={"containers": [{"name": "main", "ports": [{"containerPort": port}]}]},
+            spec={"containers": [{"name": role, "ports": [{"containerPort": port}]}]},
             status={"podIP": ip, **(status or {"conditions": [condition("Ready", "True")]})},
         )
 
@@ -202,18 +202,18 @@ def condition(kind: str, status: str, reason: str = "", message: str = "") -> Bo
     }
 
 
-def waiting(reason: str, message: str = "") -> Body:
-    """The status of a container that waits."""
-    return {"name": "main", "state": {"waiting": {"reason": reason, "message": message}}}
+def waiting(reason: str, message: str = "", role: str = "rollout") -> Body:
+    """The status of a role's container that waits."""
+    return {"name": role, "state": {"waiting": {"reason": reason, "message": message}}}
 
 
 def terminated(exit_code: int, message: str) -> Body:
-    """The status of a container that has ended."""
-    return {"name": "main", "state": {"terminated": {"exitCode": exit_code, "message": message}}}
+    """The status of a rollout's container that has ended."""
+    return {"name": "rollout", "state": {"terminated": {"exitCode": exit_code, "message": message}}}
 
 
 LOADING = {
     "phase": "Running",
     "conditions": [condition("Ready", "False", "ContainersNotReady", "containers with unready")],
-    "containerStatuses": [{"name": "main", "state": {"running": {}}}],
+    "containerStatuses": [{"name": "rollout", "state": {"running": {}}}],
 }

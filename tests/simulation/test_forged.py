@@ -18,9 +18,9 @@ FORGED_IP = "10.66.6.6"
 LOADING = {"reason": "ContainerCreating", "message": ""}
 
 
-def running() -> Body:
-    """The status of a pod that is ready."""
-    container = {"name": "main", "containerID": "containerd://66", "started": True}
+def running(role: Role) -> Body:
+    """The status of a role's pod that is ready."""
+    container = {"name": role, "containerID": "containerd://66", "started": True}
     return {
         "phase": "Running",
         "podIP": FORGED_IP,
@@ -29,10 +29,10 @@ def running() -> Body:
     }
 
 
-def ended(message: object) -> Body:
-    """The status of a pod that has ended and left a message."""
+def ended(role: Role, message: object) -> Body:
+    """The status of a role's pod that has ended and left a message."""
     state = {"terminated": {"exitCode": 0, "message": json.dumps(message)}}
-    container = {"name": "main", "containerID": "containerd://66", "started": False}
+    container = {"name": role, "containerID": "containerd://66", "started": False}
     return {
         "phase": "Succeeded",
         "podIP": FORGED_IP,
@@ -44,8 +44,8 @@ def ended(message: object) -> Body:
 async def forge(w: World, role: Role, status: Body | None = None) -> None:
     """A pod with the labels of a role, whose name comes before those of the honest ones."""
     metadata = {"name": "aaa", "namespace": NAMESPACE, "labels": child_labels(role, "tiny")}
-    spec = {"containers": [{"name": "main"}]}
-    body = {"metadata": metadata, "spec": spec, "status": status or running()}
+    spec = {"containers": [{"name": role}]}
+    body = {"metadata": metadata, "spec": spec, "status": status or running(role)}
     await w.cluster.create("Pod", body)
 
 
@@ -101,7 +101,7 @@ def test_a_forged_importer_does_not_say_what_the_base_is() -> None:
             await w.apply("TrainableModel", "tiny", model_spec())
             w.kubelet.waiting["importer"] = LOADING
             await w.until(lambda: bool(w.kubelet.pods("importer")), "the importer is there")
-            await forge(w, "importer", ended({**RESOLVED, "digest": digest("forged")}))
+            await forge(w, "importer", ended("importer", {**RESOLVED, "digest": digest("forged")}))
             del w.kubelet.waiting["importer"]
             await w.until(lambda: w.current("tiny") == "", "the base is served")
             assert w.status("TrainableModel", "tiny")["resolved"]["digest"] == RESOLVED["digest"]

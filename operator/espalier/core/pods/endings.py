@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from espalier.api.exit_codes import USER_MISTAKE
 from espalier.api.wire.problem import Problem
 from espalier.core.manifests import labels
+from espalier.core.pods import main_container
 
 OOM_KILLED = "OOMKilled"
 # Of a process that died without a message of its own, this much of its log is shown.
@@ -44,10 +45,10 @@ def killed(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     """That the main container was killed over its memory, with the limit and the field to raise."""
     if ended.get("reason") != OOM_KILLED:
         return ""
-    resources = _declared(body).get("resources", {})
+    resources = main_container.declared(body).get("resources", {})
     limit = resources.get("limits", {}).get("memory")
     over = f"its limit of {limit}" if limit else "the memory of its node, having no limit"
-    place = _TEMPLATES.get(_role(body), "its template")
+    place = _TEMPLATES.get(main_container.role(body), "its template")
     remedy = f"Raise requests and limits of memory in {place}"
     return f"{OOM_KILLED}: the container used more than {over}. {remedy}"
 
@@ -115,7 +116,7 @@ def told(text: str) -> Problem | None:
 
 def _too_slow(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
     """That its startup probe may have ended it, and the field that gives it longer."""
-    probe = _declared(body).get("startupProbe")
+    probe = main_container.declared(body).get("startupProbe")
     started, finished = ended.get("startedAt"), ended.get("finishedAt")
     if not probe or not started or not finished:
         return ""
@@ -126,15 +127,5 @@ def _too_slow(body: Mapping[str, Any], ended: Mapping[str, Any]) -> str:
         return ""
     return (
         f" after {took:.0f} s, and its startup probe allows {allowed} s (if it was still loading, "
-        f"raise spec.{_role(body)}.startupSeconds)"
+        f"raise spec.{main_container.role(body)}.startupSeconds)"
     )
-
-
-def _declared(body: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = next(iter(body.get("spec", {}).get("containers", [])), {})
-    return found
-
-
-def _role(body: Mapping[str, Any]) -> str:
-    role: str = body["metadata"].get("labels", {}).get(labels.ROLE, "")
-    return role

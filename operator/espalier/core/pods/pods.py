@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from espalier.api.wire.problem import Problem
-from espalier.core.manifests import labels
-from espalier.core.pods import endings, gpus
+from espalier.core.pods import endings, gpus, main_container
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.endings import OOM_KILLED
 from espalier.core.pods.queued import Place, Queue, Wait, job_place, pod_place
@@ -104,7 +103,7 @@ RUN_POD = "espalier.dev/run-pod"
 def read_pod(body: Mapping[str, Any]) -> Pod:
     """The facts of a Pod as the API server sends it."""
     metadata, status = body["metadata"], body.get("status", {})
-    main = _main_container(body)
+    main = main_container.observed(body)
     running = main.get("state", {}).get("running") is not None
     ended = endings.last_end(main)
     killed, died = endings.killed(body, ended), endings.died(body, ended)
@@ -119,7 +118,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
     return Pod(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
-        role=metadata.get("labels", {}).get(labels.ROLE, ""),
+        role=main_container.role(body),
         ip=status.get("podIP", ""),
         instance=f"{metadata.get('uid', '')}/{main.get('containerID', '')}",
         started=running and bool(main.get("started")),
@@ -233,15 +232,6 @@ def problem(pods: Iterable[Pod]) -> Problem | None:
 def url_host(ip: str) -> str:
     """An IP address as the host of a URL: one of IPv6 in brackets."""
     return f"[{ip}]" if ":" in ip else ip
-
-
-def _main_container(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The status of the pod's first container."""
-    declared = body.get("spec", {}).get("containers", [])
-    statuses = body.get("status", {}).get("containerStatuses", [])
-    name = declared[0]["name"] if declared else None
-    found: dict[str, Any] = next((s for s in statuses if s.get("name") == name), {})
-    return found
 
 
 def _parts(body: Mapping[str, Any]) -> frozenset[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espalier.core.pods import pods
+from espalier.core.pods import main_container, pods
 
 DEFAULT_PORT = 8000
 # The reasons of a pod that is starting or shutting down; any other reason is a fault.
@@ -62,8 +62,7 @@ def why_none_ready(candidates: Iterable[PodAddress]) -> NotReadyReason | None:
 
 
 def _port(body: Mapping[str, Any]) -> int:
-    containers = body.get("spec", {}).get("containers") or [{}]
-    ports = containers[0].get("ports") or []
+    ports = main_container.declared(body).get("ports") or []
     return int(ports[0]["containerPort"]) if ports else DEFAULT_PORT
 
 
