@@ -25,12 +25,6 @@ SCRIPTS = (
     "warm_up",
     "change_of_reward",
 )
-# An environment of many turns; `make test-all` runs the others, test_try.py arithmetic's task.
-SAMPLE = ("play_2048",)
-EACH_SCRIPT = [
-    pytest.param(script, marks=[] if script in SAMPLE else pytest.mark.exhaustive)
-    for script in SCRIPTS
-]
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,11 @@ async def _run(script: str, model: Path, work: Path) -> Ended:
     return Ended(process.returncode, said.decode())
 
 
+# `make test` has test_try.py train on arithmetic's task and test_agents.py on play_2048's.
+@pytest.mark.exhaustive
 @pytest.mark.vllm
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("script", EACH_SCRIPT)
+@pytest.mark.parametrize("script", SCRIPTS)
 async def test_the_reward_of_a_cookbook_rises(script: str, model: Path, tmp_path: Path) -> None:
     end = await _run(script, model, tmp_path)
     assert end.code == 0, end.said
