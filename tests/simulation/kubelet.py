@@ -48,7 +48,7 @@ class Kubelet:
         self.resolved = RESOLVED
         # Roles whose pods stay in this waiting state.
         self.waiting: dict[str, Body] = {}
-        # Roles whose pods end by themselves with this termination message.
+        # Roles, and names of pods, that end by themselves with this termination message.
         self.giving_up: dict[str, Body] = {}
         # Roles whose pods work on and on.
         self.slow: set[str] = set()
@@ -230,9 +230,10 @@ class Kubelet:
         if over or status["phase"] in ("Succeeded", "Failed"):
             return
         main = {**status["containerStatuses"][0], "name": pod["spec"]["containers"][0]["name"]}
-        if role in self.giving_up:
-            self._end(pod, 64, self.giving_up[role])
-            return
+        for name in (role, pod["metadata"]["name"]):
+            if name in self.giving_up:
+                self._end(pod, 64, self.giving_up[name])
+                return
         if role == "importer" and role not in (*self.waiting, *self.unmounted, *self.slow):
             self._end(pod, 0, self.resolved)
             return

@@ -21,6 +21,10 @@ def waits_for_model(w: World, kind: str, name: str) -> bool:
     return (said["status"], said["reason"]) == ("True", "ModelNotFound")
 
 
+def is_ready(w: World, name: str) -> bool:
+    return w.condition("TrainableModel", name, "Ready")["status"] == "True"
+
+
 def is_stalled(w: World, kind: str, name: str) -> bool:
     return w.condition(kind, name, "Stalled")["status"] == "True"
 
@@ -91,6 +95,31 @@ def test_a_server_that_gives_up_is_not_started_again_before_an_edit(
                 lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
                 "the edited model trains",
             )
+
+    run(scenario())
+
+
+def test_samplers_that_serve_go_on_beside_one_that_gives_up() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            await w.apply("TrainableModel", "tiny", model_spec(rollout={"replicas": 2}))
+            await w.until(lambda: is_ready(w, "tiny"), "Ready")
+            w.kubelet.giving_up["tiny-rollout-1"] = {"detail": "damaged", "reason": "DigestWrong"}
+            await w.until(lambda: not is_ready(w, "tiny"), "one gives up")
+            await w.rest()
+            said = w.condition("TrainableModel", "tiny", "RolloutsReady")
+            assert (said["status"], said["reason"]) == ("False", "DigestWrong")
+            assert said["message"] == "1 of 2 ready. damaged"
+            assert not is_stalled(w, "TrainableModel", "tiny")
+            assert w.get("Deployment", "tiny-rollout")["spec"]["replicas"] == 2
+            await w.apply("TrainingRun", "digits", run_spec("tiny", 1))
+            await w.until(
+                lambda: w.condition("TrainingRun", "digits", "Succeeded")["status"] == "True",
+                "the run succeeds by the other",
+            )
+            w.kubelet.giving_up.clear()
+            await w.kubelet.evict("rollout")
+            await w.until(lambda: is_ready(w, "tiny"), "Ready again without an edit")
 
     run(scenario())
 

@@ -230,10 +230,14 @@ def _workload(
         return _Workload(Finding(type_, "False", "Idle", unwanted), "Idle")
     if not resolved:
         return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
-    if gave_up := _gave_up(view.model, type_, found):
-        return _Workload(gave_up, "GaveUp")
     present = pods.live(found)
     ready = [pod for pod in present if pod.ready]
+    if not ready and (gave_up := _gave_up(view.model, type_, found)):
+        return _Workload(gave_up, "GaveUp")
+    if problem := pods.problem(pod for pod in found if not pod.ready):
+        # What serves goes on: the mistake may be in an edit, whose pods come beside those before.
+        message = f"{len(ready)} of {wanted} ready. {problem.text}"
+        return _Workload(Finding(type_, "False", problem.reason, message), "Waiting")
     if len(ready) >= wanted:
         killed = next((f". Before this start: {pod.killed}" for pod in ready if pod.killed), "")
         message = f"{wanted} of {wanted}{killed}"
