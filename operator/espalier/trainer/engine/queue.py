@@ -15,36 +15,20 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
-from espalier.api.wire.declared import Declared
 from espalier.api.wire.problem import Problem
-from espalier.api.wire.step import OptimStepRequest
 from espalier.core.model.reported import VOLUME_REASONS
-from espalier.tinker.bodies import (
-    LoadWeights,
-    OptimStep,
-    Save,
-    Standing,
-)
-from espalier.trainer.batch.losses import LossSpec
-from espalier.trainer.engine import declared, recovery, steps
-from espalier.trainer.engine.engine import Engine, check_aggregation, stale_term
-from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
+from espalier.trainer.engine import client_batches, queued_commands
+from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
-from espalier.trainer.memory.planner import cuts_json
 from espalier.trainer.problems import CommandError
 from espalier.trainer.prometheus import REFUSALS
-from espalier.trainer.volume import tensor_files
-from espalier.trainer.volume.command_log import CommandLog, Key, Loaded, Record
+from espalier.trainer.volume.command_log import CommandLog, Key
 from espalier.trainer.volume.inbox import Queued
-from espalier.trainer.volume.log_records import TINKER_GRADIENTS
 
 logger = logging.getLogger(__name__)
 
 # A command that so many trainers died of is not tried again.
 MOST_CRASHES = 6
-SAVE: TypeAdapter[Save] = TypeAdapter(Save)
 
 
 @dataclass(frozen=True)
@@ -118,7 +102,7 @@ def _answer(state: TrainingState, queued: Queued) -> None:
         if queued.crashes >= MOST_CRASHES:
             _fail(state, queued, 500, _deadly(queued))
             return
-        _apply(state, queued)
+        queued_commands.apply(state, queued)
     except CommandError as error:
         if error.status == 503 or error.problem.reason in VOLUME_REASONS:
             raise
@@ -133,37 +117,13 @@ def _answer(state: TrainingState, queued: Queued) -> None:
 def _fail(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
     """Logs that a command failed; a step that fails drops its batch."""
     REFUSALS.labels(problem.reason).inc()
-    broken = _broken(state, queued)
-    if broken is not None and status < 500:
-        status, problem = 409, _batch_broken(broken)
+    failed = client_batches.failed_part(state, queued)
+    if failed is not None and status < 500:
+        status, problem = 409, client_batches.broken_by(failed)
     if queued.kind == "optim-step":
-        _end_batch(state, queued, status, problem)
+        client_batches.end(state, queued, status, problem)
     else:
         state.log.refuse(queued, status, problem.model_dump_json())
-
-
-def _broken(state: TrainingState, queued: Queued) -> Record | None:
-    """What failed of the batch that the command would step on."""
-    return state.log.failed_since_step(queued.key) if queued.kind == "optim-step" else None
-
-
-def _batch_broken(broken: Record) -> Problem:
-    cause = Problem.model_validate_json(broken.answer)
-    return Problem(
-        reason="BatchBroken",
-        detail=f"seq_id {broken.key.seq} of this step failed ({cause.detail}), so nothing was "
-        "stepped and the gradients of the other parts were dropped",
-        remedy=cause.remedy or "send the whole step again, forward_backward first",
-    )
-
-
-def _end_batch(state: TrainingState, queued: Queued, status: int, problem: Problem) -> None:
-    """Fails a step and drops what it would have stepped on, but nothing of another client."""
-    if _others(state, queued):
-        state.log.refuse(queued, status, problem.model_dump_json())
-        return
-    state.log.settle(state.begin(queued), status, problem.model_dump_json())
-    state.drop_gradients()
 
 
 def _deadly(queued: Queued) -> Problem:
@@ -173,154 +133,4 @@ def _deadly(queued: Queued) -> Problem:
         f"{queued.key.seq}; nothing was applied",
         remedy="see why its pod was restarted (kubectl describe pod); smaller batches need less "
         "memory",
-    )
-
-
-def _apply(state: TrainingState, queued: Queued) -> None:
-    term = state.trained().assignment.term
-    if (broken := _broken(state, queued)) is not None:
-        _end_batch(state, queued, 409, _batch_broken(broken))
-        return
-    if queued.term is not None and queued.term != term:
-        raise stale_term(queued.term, term)
-    body = state.log.inbox.body(queued)
-    if queued.kind == TINKER_GRADIENTS:
-        _gradients(state, queued, body)
-    elif queued.kind == "optim-step":
-        _step(state, queued, OptimStep.model_validate_json(body).request())
-    elif queued.kind == "save-weights":
-        state.refuse_lost()
-        _save(state, queued, SAVE.validate_json(body))
-    else:
-        _take_over(state, queued)
-        _load(state, queued, LoadWeights.model_validate_json(body))
-
-
-def _step(state: TrainingState, queued: Queued, request: OptimStepRequest) -> None:
-    _check_declared(state, queued, request)
-    _take_over(state, queued)
-    gone = state.log.dropped_since_step(queued.key) if state.tallies else None
-    if gone is None:
-        steps.optim_step(state, queued, request, without_gradient=True)
-        return
-    problem = Problem(
-        reason="BatchBroken",
-        detail=f"the gradients of seq_id {gone.key.seq} of this step were dropped when another "
-        "client trained the model, or its head moved, so nothing was stepped and those of the "
-        "other parts were dropped",
-        remedy="send the whole step again, forward_backward first",
-    )
-    _end_batch(state, queued, 409, problem)
-
-
-def _others(state: TrainingState, queued: Queued) -> list[Record]:
-    """Gradients of other clients that wait for a step."""
-    pending = state.log.pending() if state.tallies or state.lost else []
-    return [record for record in pending if record.key.session != queued.key.session]
-
-
-def _take_over(state: TrainingState, queued: Queued) -> None:
-    """Drops the batch of a client that came before and left it; refuses while another's is open."""
-    others = _others(state, queued)
-    if not others:
-        return
-    # Whose batch came by another way, or after this command, is at work.
-    for record in others:
-        if not record.body or record.body > queued.file:
-            raise _beside(record)
-    state.drop_batch()
-
-
-def refuse_beside_others(log: CommandLog) -> None:
-    """409 while a batch of a client that is not Tinker's waits for its step."""
-    for record in log.pending():
-        if record.kind != TINKER_GRADIENTS:
-            raise _beside(record)
-
-
-def _beside(record: Record) -> CommandError:
-    return CommandError(
-        409,
-        "AnotherClientTrains",
-        f"client {record.key.session} trains this model, and its batch waits for a step; nothing "
-        "was applied",
-        "stop one of the two clients (an optim_step or zero_grad of that one ends its batch), or "
-        "fork the model from a saved state",
-    )
-
-
-def _check_declared(
-    state: TrainingState, queued: Queued, request: OptimStepRequest | LossSpec
-) -> None:
-    if queued.declared:
-        given = Declared.model_validate_json(queued.declared)
-        declared.check(given, request, step=state.run_step() + 1)
-
-
-def _gradients(state: TrainingState, queued: Queued, body: bytes) -> None:
-    command = explicit_command(state.compute, body)
-    _check_declared(state, queued, command.spec)
-    if not command.forward_only:
-        _take_over(state, queued)
-    state.refuse_lost()
-    if command.forward_only:
-        _forward(state, queued, command)
-        return
-    check_aggregation(state, command.aggregation)
-    record = state.begin(queued)
-    try:
-        added = command.run(state.compute)
-        told = command.told(added)
-        state.log.accumulate(record, told.answer, cuts_json(added.cuts), told.result)
-    except Exception:
-        recovery.undo(state, record)
-        raise
-    state.add_tally(added.tally)
-
-
-def _forward(state: TrainingState, queued: Queued, command: ExplicitCommand) -> None:
-    record = state.begin(queued)
-    try:
-        told = command.forward(state.compute)
-        state.log.finish(record, 200, told.answer, told.result)
-    except Exception:
-        state.log.abandon(record)
-        raise
-
-
-def _save(state: TrainingState, queued: Queued, request: Save) -> None:
-    record = state.begin(queued)
-    state.log.finish(record, 200, _standing(state, request).model_dump_json())
-
-
-def _load(state: TrainingState, queued: Queued, request: LoadWeights) -> None:
-    """Takes a checkpoint's weights where training stands, if nothing was stepped there yet.
-
-    Later it could not go on from there: a commit extends the checkpoint that training stands on.
-    """
-    assigned = state.assignment()
-    content = state.read(request.digest)
-    if request.digest != state.position.digest and len(state.commits) != assigned.since:
-        raise CommandError(
-            409,
-            "LoadTooLate",
-            f"training stands on {state.position.name}, and another checkpoint's weights can be "
-            "loaded before a model's first optimizer step alone",
-            "make a new client with create_training_client_from_state, or move the model's head",
-        )
-    state.compute.check(tensor_files.weights_of(content.stored.path).shapes)
-    record, loaded = state.begin(queued), Loaded(request.digest, request.optimizer)
-    answer = Standing(checkpoint=content.state.name, digest=request.digest, step=content.state.step)
-    state.log.load(record, answer.model_dump_json(), loaded)
-    try:
-        state.take_weights(content, loaded)
-    except Exception:
-        # The load is logged, so it is done again from there.
-        recovery.undo(state, record)
-
-
-def _standing(state: TrainingState, request: Save) -> Standing:
-    position = state.loaded or state.position
-    return Standing(
-        checkpoint=position.name, digest=position.digest, step=position.step, request=request
     )

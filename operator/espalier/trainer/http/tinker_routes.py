@@ -25,9 +25,9 @@ from espalier.telemetry import spans
 from espalier.tinker.bodies import LoadWeights, OptimStep, Pending
 from espalier.tinker.commands import COMMANDS, RESULTS, CommandKind
 from espalier.trainer.batch.limits import Limits
-from espalier.trainer.engine import explicit_command, queue
+from espalier.trainer.engine import client_batches, explicit_command, queue
 from espalier.trainer.engine.engine import Engine
-from espalier.trainer.engine.queue import SAVE
+from espalier.trainer.engine.queued_commands import SAVE
 from espalier.trainer.http.one_client import OneClient, Tenure
 from espalier.trainer.http.requests import declared_of, first_fault, number
 from espalier.trainer.http.tinker_results import KINDS, as_json, result
@@ -263,7 +263,7 @@ def _checked(log: CommandLog, limits: Limits, arrival: Arrival) -> tuple[Command
     try:
         trains = _trains(limits, arrival) and not known
         if trains:
-            queue.refuse_beside_others(log)
+            client_batches.refuse_beside_others(log)
         return None, trains
     except CommandError as error:
         return error, False
