@@ -16,6 +16,10 @@ Role = Literal["trainer", "rollout", "runner", "importer", "collector", "scrubbe
 
 # The init container that makes what a pod mounts of a model's volume.
 FOLDERS_CONTAINER = "folders"
+# The init container that opens strangers' bytes, and the main one that puts them in place.
+IMPORTER_CONTAINER, PLACE_CONTAINER = "importer", "place"
+# Those of ours that run to their end before the main container starts.
+BEFORE_MAIN = (FOLDERS_CONTAINER, IMPORTER_CONTAINER)
 
 MANAGED = {MANAGED_BY: MANAGER}
 

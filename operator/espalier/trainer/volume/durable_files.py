@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from espalier.trainer.problems import CommandError, volume_problem
@@ -43,6 +44,21 @@ def make_directory(path: Path) -> None:
     make_directory(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
+
+
+def emptied(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Removes what is in a folder but what is to be kept; follows no link.
+
+    What cannot be removed stays: folders in folders deeper than Python recurses, above all.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in keep:
+            continue
+        with suppress(OSError, RecursionError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def write_file(path: Path, data: bytes) -> None:
