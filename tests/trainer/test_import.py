@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
 from tests.trainer.importing import import_adapter
@@ -24,21 +23,6 @@ from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    """An adapter that PEFT made and saved, with weights that are not zero."""
-    config = LoraConfig(
-        r=ADAPTER.rank, lora_alpha=ADAPTER.alpha, target_modules="all-linear", lora_dropout=0.1
-    )
-    torch.manual_seed(3)
-    adapted = get_peft_model(tiny.causal_lm(), config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(tmp_path / "outside")
-    return tmp_path / "outside"
 
 
 def imported(volume: Volume, outside: Path) -> Stored:

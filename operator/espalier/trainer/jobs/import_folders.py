@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 from espalier.core.volume import FOLDERS, imports_of
-from espalier.trainer.volume.durable_files import STAGING
+from espalier.trainer.volume.durable_files import STAGING, remove
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +33,9 @@ def prepare(volume: Path, model: str) -> None:
     for path in _abandoned(volume):
         doomed = path.with_name(f"{STAGING}{uuid.uuid4().hex}")
         logger.info("%s was left by an import, and is removed", path)
-        with suppress(OSError, RecursionError):
+        with suppress(OSError):
             path.rename(doomed)
-            shutil.rmtree(doomed)
+            remove(doomed)
 
 
 def _abandoned(volume: Path) -> list[Path]:

@@ -41,6 +41,7 @@ from espalier.trainer.volume.base_files import (
 from espalier.trainer.volume.durable_files import (
     emptied,
     make_directory,
+    remove,
     volume_written,
 )
 from espalier.untrusted import field_path
@@ -144,7 +145,7 @@ def _bring_base(order: Order, progress: Progress) -> tuple[Path, Facts, Mapping[
     staged = order.staging / order.base.staged
     if order.base.directory is not None:
         facts = _inspected(order.base.directory, wanted)
-        shutil.rmtree(staged, ignore_errors=True)
+        remove(staged)
         staged.mkdir()
         copy_directory(staged, order.base.directory, order.chat_template, progress)
         return staged, facts, {}

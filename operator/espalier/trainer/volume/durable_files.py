@@ -47,18 +47,22 @@ def make_directory(path: Path) -> None:
 
 
 def emptied(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Removes what is in a folder but what is to be kept; follows no link.
-
-    What cannot be removed stays: folders in folders deeper than Python recurses, above all.
-    """
+    """Removes what is in a folder but what is to be kept."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in keep:
-            continue
-        with suppress(OSError, RecursionError):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        if path.name not in keep:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it, whoever has made it.
+
+    What cannot be removed stays, such as folders in folders deeper than Python recurses.
+    """
+    with suppress(OSError, RecursionError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_file(path: Path, data: bytes) -> None:
