@@ -267,7 +267,8 @@ class Kubelet:
         if "importer" not in self.slow:
             self._end(pod, 0, self.resolved)
             return
-        main, runs = pod["spec"]["containers"][0]["name"], {"running": {}}
+        main = pod["spec"]["containers"][0]["name"]
+        runs: Body = {"running": {}}
         importer = {"name": "importer", "started": True, "state": runs}
         place = {"name": main, "started": False, "state": {"waiting": {"reason": STARTS}}}
         if self.placing:

@@ -48,8 +48,8 @@ def make_directory(path: Path) -> None:
 
 def emptied(folder: Path, keep: Sequence[str] = ()) -> None:
     """Removes what is in a folder but what is to be kept."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in keep:
+    with suppress(OSError):
+        for path in [path for path in folder.iterdir() if path.name not in keep]:
             remove(path)
 
 

@@ -43,10 +43,9 @@ def measured(staged: Path, allowed: Callable[[str], bool] = lambda _: True) -> d
             file, a name that is not ``allowed``, too many files or folders too deep.
     """
     with _root(staged) as folder:
-        for name, _ in _Walk().files(folder):
-            if not allowed(name):
-                raise StrangeFileError(f"{name} is no file of a base")
-        return {name: _entry(file) for name, file in _Walk(settles=True).files(folder)}
+        for _ in _Walk(allowed).files(folder):
+            pass
+        return {name: _entry(file) for name, file in _Walk(allowed, settles=True).files(folder)}
 
 
 def read_small(staged: Path, name: str, most: int) -> bytes:
@@ -82,7 +81,8 @@ def _root(staged: Path) -> AbstractContextManager[int]:
 class _Walk:
     """The files below a folder; ``settles`` gives all of them our modes and syncs folders."""
 
-    def __init__(self, *, settles: bool = False) -> None:
+    def __init__(self, allowed: Callable[[str], bool], *, settles: bool = False) -> None:
+        self._allowed = allowed
         self._settles = settles
         self._seen = 0
 
@@ -94,6 +94,8 @@ class _Walk:
                 status = os.fstat(found)
                 if not stat.S_ISDIR(status.st_mode):
                     _check_plain(status, name)
+                    if not self._allowed(name):
+                        raise StrangeFileError(f"{name} is no file of a base")
                     if self._settles:
                         os.fchmod(found, 0o644)
                     yield name, found
