@@ -41,7 +41,7 @@ class Running:
         self._first: InitPlan | None = planned.works_first
         self._stopping = False
         self._companions: list[asyncio.Task[None]] = []
-        self._main = asyncio.ensure_future(self._go_on())
+        self._follows = asyncio.ensure_future(self._go_on())
 
     @classmethod
     async def start(cls, planned: ProcessPlan, log: Path) -> Running:
@@ -103,7 +103,7 @@ class Running:
         """
         self._stopping = True
         await self._end()
-        await self._main
+        await self._follows
         # It may have been about to start.
         await self._end()
         await asyncio.gather(*self._companions)
