@@ -30,13 +30,14 @@ from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trainer import Assignment
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.compute.compute import LocalCompute
-from espalier.trainer.engine import checkpoint_files
+from espalier.trainer.engine import imported_adapter
 from espalier.trainer.engine.commands import Command, Sent
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.policy.lora import adapter_shapes
-from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind
+from espalier.trainer.volume.shapes import State
 
 MODEL, BASE = "bench", "sha256:" + "0" * 64
 MEBIBYTE = 1 << 20
@@ -85,6 +86,13 @@ def measured() -> Iterator[Cost]:
         cost.cpu, cost.clock = time.process_time() - cpu, time.perf_counter() - clock
 
 
+def committed(store: CheckpointStore, weights: State) -> Stored:
+    """A checkpoint of these weights, and of Adam before its first step."""
+    with store.staging("checkpoint") as staged:
+        imported_adapter.write_tensors(staged, weights)
+        return store.commit("checkpoint", staged, {"model": MODEL, "base": BASE, "step": 0})[0]
+
+
 def commit(config: PretrainedConfig, rank: int, directory: Path, repeats: int) -> tuple[int, Cost]:
     """Bytes of a checkpoint and the least cost of committing one."""
     adapter = Adapter(rank=rank, alpha=2 * rank)
@@ -98,9 +106,7 @@ def commit(config: PretrainedConfig, rank: int, directory: Path, repeats: int) -
         weights = {name: torch.randn(shape) for name, shape in shapes.items()}
         store = CheckpointStore(directory, MODEL)
         with measured() as cost:
-            stored = checkpoint_files.write_imported(
-                store, weights, adapter, model=MODEL, base=BASE
-            )
+            stored = committed(store, weights)
         size = stored.size_bytes
         costs.append(cost)
         store.discard(stored)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espalier.trainer.jobs.base_check import inspect
-from espalier.trainer.jobs.importer import import_directory
+from espalier.trainer.jobs.importer import copy_directory
+from espalier.trainer.jobs.place import place_base
 from espalier.trainer.volume.base_files import Wanted
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, sha256_of
 
@@ -56,6 +57,14 @@ def copied(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
+def imported(volume: Path, source: Path) -> None:
+    """What importer and place do, one after the other."""
+    store = CheckpointStore(volume, "importer")
+    with store.staging("base") as staged:
+        copy_directory(staged, source)
+        place_base(store, staged)
+
+
 def measured(name: str, size: int, act: Callable[[], object]) -> None:
     """Prints wall time and CPU time of an act, and its rate."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -77,8 +86,7 @@ def main() -> None:
         (root / "copy").unlink()
         measured("SHA-256 alone", size, lambda: sha256_of(weights))
         measured("check alone", size, lambda: inspect(source, Wanted()))
-        store = CheckpointStore(root / "volume", "importer")
-        measured("copy, SHA-256, on disk", size, lambda: import_directory(store, source))
+        measured("copy, SHA-256, on disk", size, lambda: imported(root / "volume", source))
     finally:
         shutil.rmtree(root)
 

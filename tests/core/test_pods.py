@@ -216,7 +216,7 @@ def test_what_else_it_waits_for_comes_first_and_a_started_one_remembers() -> Non
     assert (again.waiting_reason, again.waiting) == ("", "")
     assert "the memory of its node" in again.killed
     assert "spec.rollout.template" in again.killed
-    assert "spec.jobs.template" in killed("importer", started=True).killed
+    assert "spec.jobs.template" in killed("collector", started=True).killed
     assert "spec.runner.template" in killed("runner", started=True).killed
 
 
@@ -244,3 +244,61 @@ def test_a_pod_on_its_way_out_is_not_live() -> None:
     going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     ended = pod(phase="Succeeded")
     assert pods.live([pods.read_pod(going), pods.read_pod(ended)]) == []
+
+
+def importing(importer: dict[str, Any], place: dict[str, Any] | None = None) -> dict[str, Any]:
+    """An importer's pod, whose folders are made."""
+    inits = [
+        {"name": "folders", "state": ended("", 0)},
+        # Of a container that ends, not every kubelet says that it has started.
+        {"name": "importer", "started": False, "state": importer},
+    ]
+    main = {"name": "place", "started": place == {"running": {}}}
+    state = place or {"waiting": {"reason": "PodInitializing"}}
+    body = pod(
+        phase="Running" if place else "Pending",
+        initContainerStatuses=inits,
+        containerStatuses=[{**main, "state": state}],
+    )
+    body["metadata"]["labels"]["espalier.dev/role"] = "importer"
+    body["spec"] = {"containers": [{"name": "place"}], "restartPolicy": "Never"}
+    return body
+
+
+def test_an_importers_pod_is_its_importer_until_that_is_through() -> None:
+    brings = pods.read_pod(importing({"running": {}}))
+    assert (brings.started, brings.placing, brings.waiting) == (True, False, "")
+    places = pods.read_pod(importing(ended("", 0), {"running": {}}))
+    assert (places.started, places.placing, places.preparing) == (True, True, False)
+    done = pods.read_pod(importing(ended("", 0), ended('{"digest": "d"}', 0)))
+    assert (done.message, done.preparing, done.placing) == ('{"digest": "d"}', False, False)
+
+
+def test_an_importer_that_fails_leaves_its_problem_and_no_result() -> None:
+    said = '{"reason": "HubBusy", "detail": "the hub answers 503"}'
+    gave_up, tried = (pods.read_pod(importing(ended(said, code))) for code in (64, 1))
+    assert gave_up.problem is not None
+    assert gave_up.problem.reason == "HubBusy"
+    assert tried.problem is None
+    assert tried.told is not None
+    for read in (gave_up, tried):
+        assert read.preparing
+        assert read.copying == ""
+
+
+def test_folders_that_fail_before_a_job_are_its_pods_end() -> None:
+    said = '{"reason": "VolumeReadOnly", "detail": "the volume cannot be written"}'
+    body = importing({"waiting": {"reason": "PodInitializing"}})
+    body["status"]["initContainerStatuses"][0]["state"] = ended(said)
+    read = pods.read_pod(body)
+    assert read.told is not None
+    assert read.told.reason == "VolumeReadOnly"
+    assert "exit code 1" in read.died
+    assert read.copying == ""
+
+
+def test_an_image_that_has_no_files_is_told_from_what_ours_do_before_it() -> None:
+    body = importing({"waiting": {"reason": "PodInitializing"}})
+    copy = {"name": "copy", "state": ended("cp: no such file")}
+    body["status"]["initContainerStatuses"].insert(1, copy)
+    assert pods.read_pod(body).copying.endswith("cp: no such file")

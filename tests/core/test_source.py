@@ -114,6 +114,30 @@ def test_what_the_importer_refuses_names_field_and_remedy(
     assert remedy in decision.finding.message
 
 
+def test_what_an_importer_says_that_opened_strangers_bytes_is_no_result() -> None:
+    forged = {**RESOLVED, "digest": digest("another's")}
+    taken_over = replace(POD, preparing=True, message=json.dumps(forged))
+    honest = replace(POD, uid="2", message=json.dumps(RESOLVED))
+    view = SourceView(model(), importer=COMPLETE, importer_pods=[taken_over, honest])
+    resolved = source.decide(view).resolved
+    assert resolved is not None
+    assert resolved.digest == RESOLVED["digest"]
+    view = replace(view, importer_pods=[taken_over])
+    assert source.decide(view).resolved is None
+
+
+def test_once_all_bytes_are_there_an_import_is_at_its_end_and_says_so() -> None:
+    placing = replace(POD, finished=False, started=True, placing=True)
+    view = SourceView(model(), importer=RUNNING, importer_pods=[placing])
+    assert "its bytes are there, and are checked" in source.decide(view).finding.message
+    progress = {"doneBytes": 2**30, "totalBytes": 2**31, "bytesPerSecond": 9, "percent": 50}
+    last = model(status={"importProgress": progress})
+    decision = source.decide(replace(view, model=last))
+    assert "all 2.0 GiB are there, and are checked" in decision.finding.message
+    assert decision.progress is not None
+    assert (decision.progress.percent, decision.progress.bytes_per_second) == (100, 0)
+
+
 BUSY = Problem(detail="the hub answers 503", reason="HubBusy", remedy="use a mirror")
 TRIED = replace(POD, message=BUSY.model_dump_json())
 

@@ -70,12 +70,30 @@ def pod_of(child: Body) -> Body:
     return pod
 
 
-def environment(child: Body) -> dict[str, str]:
+def container_of(child: Body, name: str = "") -> Body:
+    """The container of its pod that has the name, or by default the main one."""
+    pod = pod_of(child)
+    (main,) = pod["containers"]
+    every = (main, *pod.get("initContainers", ()))
+    (found,) = [container for container in every if container["name"] == (name or main["name"])]
+    return dict(found)
+
+
+def seen(container: Body) -> dict[str, tuple[str, bool]]:
+    """By path of a container, the folder of the model's claim there, and whether it is written."""
+    return {
+        mount["mountPath"]: (mount.get("subPath", ""), not mount.get("readOnly", False))
+        for mount in container["volumeMounts"]
+        if mount["name"] == "weights"
+    }
+
+
+def environment(child: Body, name: str = "") -> dict[str, str]:
     """Its variables; one that stands for a field of the pod has the field's path in brackets.
 
     Without those that are kept in Secrets and ConfigMaps.
     """
-    (container,) = pod_of(child)["containers"]
+    container = container_of(child, name)
     values = {entry["name"]: _value(entry) for entry in container["env"]}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -20,10 +20,12 @@ from tests.kube.children import (
     SETTINGS,
     VOLUME_BASE,
     children_of,
+    container_of,
     environment,
     model_of,
     pod_of,
     run_of,
+    seen,
 )
 
 from espalier.api.podtemplate import RESERVED
@@ -132,22 +134,67 @@ def test_a_rollout_is_told_the_parsers_that_the_spec_chooses() -> None:
     assert not {"ESPALIER_TOOL_CALL_PARSER", "ESPALIER_REASONING_PARSER"} & unset.keys()
 
 
-def test_only_the_trainer_and_the_importer_can_write_weights() -> None:
-    writable = {
-        (child["metadata"]["name"], mount["mountPath"]): not mount.get("readOnly", False)
-        for child in workloads()
-        for mount in pod_of(child)["containers"][0]["volumeMounts"]
-        if mount["name"] == "weights"
+BASE_FOLDER = f"bases/{BASE.replace(':', '-')}"
+IMPORTS, CHECKPOINTS, LOG = "bases/.imports/arith", "checkpoints/arith", "models/arith"
+
+
+def parts(of: Body) -> dict[str, bool]:
+    """The folders of the claim that a container sees, and whether it writes them."""
+    found = seen(of)
+    assert all(path == f"/weights/{folder}" for path, (folder, _) in found.items() if folder)
+    return dict(found.values())
+
+
+def test_each_container_sees_its_own_part_of_the_claim() -> None:
+    model, whole = model_of(), {"": True}
+    trainer = trainer_statefulset(model, SETTINGS, base=BASE, replicas=1)
+    assert parts(container_of(trainer)) == {BASE_FOLDER: False, CHECKPOINTS: True, LOG: True}
+    rollout = rollout_deployment(model, SETTINGS, base=BASE)
+    assert parts(container_of(rollout)) == {BASE_FOLDER: False, CHECKPOINTS: False}
+    job = importer_job(model, SETTINGS)
+    assert parts(container_of(job, "importer")) == {IMPORTS: True}
+    assert parts(container_of(job, "place")) == {"bases": True}
+    assert parts(container_of(job, "copy")) == {}
+    for child in (trainer, rollout, job):
+        assert parts(container_of(child, "folders")) == whole
+        assert pod_of(child)["initContainers"][0]["name"] == "folders"
+
+
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_a_collector_sees_the_models_checkpoints_and_writes_its_log_only_to_remove_it(
+    *, orphaned: bool
+) -> None:
+    job = collector_job([checkpoint()], "claim", SETTINGS, orphaned=orphaned)
+    assert parts(container_of(job)) == {"checkpoints/m": True, "models/m": orphaned}
+    assert parts(container_of(job, "folders")) == {"": True}
+    assert environment(job, "folders").items() >= {"ESPALIER_WRITES": "true"}.items()
+    assert {"name": "weights", "persistentVolumeClaim": {"claimName": "claim"}} in pod_of(job)[
+        "volumes"
+    ]
+
+
+def test_what_puts_an_adapter_in_place_sees_its_models_checkpoints_too() -> None:
+    source = {"base": HUB_BASE, "adapter": {"image": "registry.example/lora:1"}}
+    job = importer_job(model_of(source=source), SETTINGS)
+    assert parts(container_of(job, "importer")) == {IMPORTS: True}
+    assert parts(container_of(job, "place")) == {"bases": True, CHECKPOINTS: True}
+
+
+def test_what_puts_an_import_in_place_shares_nothing_that_strangers_write_and_gets_no_token() -> (
+    None
+):
+    source = {"base": PRIVATE, "adapter": {"image": "registry.example/lora:1"}}
+    job = importer_job(model_of(source=source), SETTINGS)
+    mounted = {
+        name: {m["name"] for m in container_of(job, name)["volumeMounts"]} - {"weights"}
+        for name in ("copy-adapter", "importer", "place")
     }
-    base = f"/weights/bases/{BASE.replace(':', '-')}"
-    assert writable == {
-        ("arith-trainer", base): False,
-        ("arith-trainer", "/weights/checkpoints/arith"): True,
-        ("arith-trainer", "/weights/models/arith"): True,
-        ("arith-rollout", base): False,
-        ("arith-rollout", "/weights/checkpoints/arith"): False,
-        ("arith-import", "/weights"): True,
-    }
+    # Python runs what lies below its home directory, /tmp.
+    assert mounted["place"].isdisjoint(mounted["importer"] | mounted["copy-adapter"])
+    assert mounted["importer"] & mounted["copy-adapter"] == {"adapter"}
+    place = container_of(job, "place")
+    assert not [entry for entry in place["env"] if "valueFrom" in entry]
+    assert place["args"] == container_of(job, "importer")["args"]
 
 
 def test_no_pod_gets_a_token_but_the_runner_one_for_the_gateway() -> None:
@@ -188,9 +235,18 @@ def test_a_runner_is_tried_as_often_as_its_run_says_and_evictions_do_not_count(
 def test_what_is_told_to_end_is_no_failure_of_a_job() -> None:
     # A queue that preempts a Job suspends it, and Kubernetes marks no pod of it as disrupted.
     for job in (runner_job(run_of(), model_of(), SETTINGS), importer_job(model_of(), SETTINGS)):
-        name = pod_of(job)["containers"][0]["name"]
-        ends = {"containerName": name, "operator": "In", "values": [128 + signal.SIGTERM]}
-        assert {"action": "Ignore", "onExitCodes": ends} in job["spec"]["podFailurePolicy"]["rules"]
+        for name in containers_of_ours(job):
+            ends = {"containerName": name, "operator": "In", "values": [128 + signal.SIGTERM]}
+            rules = job["spec"]["podFailurePolicy"]["rules"]
+            assert {"action": "Ignore", "onExitCodes": ends} in rules
+
+
+def containers_of_ours(job: Body) -> list[str]:
+    """The names of the containers of its pod that run an image of ours to its end."""
+    pod = pod_of(job)
+    every = (*pod["containers"], *pod.get("initContainers", ()))
+    (own,) = {container["image"] for container in pod["containers"]}
+    return [container["name"] for container in every if container["image"] == own]
 
 
 QUEUE = "kueue.x-k8s.io/queue-name"
@@ -453,11 +509,15 @@ def test_a_run_with_generated_tasks_mounts_none() -> None:
 )
 def test_the_importer_is_told_where_the_base_is(base: Body, arguments: list[str]) -> None:
     job = importer_job(model_of(source={"base": base}), SETTINGS)
-    assert pod_of(job)["containers"][0]["args"] == arguments
+    assert container_of(job, "importer")["args"] == arguments
+    assert container_of(job, "place")["args"] == arguments
 
 
 def test_a_model_image_copies_its_files_before_the_import() -> None:
-    (copy,) = pod_of(importer_job(model_of(), SETTINGS))["initContainers"]
+    job = importer_job(model_of(), SETTINGS)
+    names = [container["name"] for container in pod_of(job)["initContainers"]]
+    assert names == ["folders", "copy", "importer"]
+    copy = container_of(job, "copy")
     assert copy["image"] == IMAGE_BASE["image"]
     assert copy["command"] == ["cp", "-rL", "/models/.", "/source/"]
 
@@ -468,15 +528,16 @@ def test_a_claim_is_imported_read_only_from_its_path(storage: str, name: str) ->
     model = model_of(
         source={"base": VOLUME_BASE}, storage={"persistentVolumeClaim": {"claimName": storage}}
     )
-    pod = pod_of(importer_job(model, SETTINGS))
-    (source,) = [m for m in pod["containers"][0]["volumeMounts"] if m["mountPath"] == "/source"]
+    job = importer_job(model, SETTINGS)
+    pod, importer = pod_of(job), container_of(job, "importer")
+    (source,) = [m for m in importer["volumeMounts"] if m["mountPath"] == "/source"]
     assert source == {
         "name": name,
         "mountPath": "/source",
         "readOnly": True,
         "subPath": "tiny/1",
     }
-    assert "initContainers" not in pod
+    assert [c["name"] for c in pod["initContainers"]] == ["folders", "importer"]
     claims = {
         volume["name"]: volume["persistentVolumeClaim"]
         for volume in pod["volumes"]
@@ -498,12 +559,12 @@ def test_the_importer_is_told_where_the_adapter_is_and_how_it_was_trained(
     adapter: Body, arguments: list[str], copied: list[str]
 ) -> None:
     source = {"base": HUB_BASE, "adapter": adapter}
-    pod = pod_of(importer_job(model_of(source=source, adapter={"rank": 8}), SETTINGS))
-    (container,) = pod["containers"]
-    assert container["args"][2:] == [*arguments, "--model", "arith"]
-    env = {entry["name"]: entry["value"] for entry in container["env"]}
-    assert json.loads(env["ESPALIER_ADAPTER"])["rank"] == 8
-    assert [c["name"] for c in pod.get("initContainers", [])] == copied
+    job = importer_job(model_of(source=source, adapter={"rank": 8}), SETTINGS)
+    for name in ("importer", "place"):
+        assert container_of(job, name)["args"][2:] == [*arguments, "--model", "arith"]
+        assert json.loads(environment(job, name)["ESPALIER_ADAPTER"])["rank"] == 8
+    names = [container["name"] for container in pod_of(job)["initContainers"]]
+    assert names == ["folders", *copied, "importer"]
 
 
 def test_a_fork_of_a_checkpoint_has_nothing_to_import() -> None:
@@ -518,15 +579,14 @@ PRIVATE = {"huggingFace": {**HUB_BASE["huggingFace"], "tokenSecretRef": TOKEN}}
 
 def test_a_token_reaches_the_importer_by_reference_alone() -> None:
     source = {"base": PRIVATE, "adapter": HUB_BASE}
-    job = importer_job(model_of(source=source), SETTINGS)
-    (container,) = pod_of(job)["containers"]
+    container = container_of(importer_job(model_of(source=source), SETTINGS), "importer")
     references = {e["name"]: e["valueFrom"] for e in container["env"] if "valueFrom" in e}
     assert references == {"ESPALIER_BASE_TOKEN": {"secretKeyRef": TOKEN}}
 
 
 def test_only_an_importer_that_downloads_is_online() -> None:
     hub, image = (
-        environment(importer_job(model_of(source={"base": base}), SETTINGS))
+        environment(importer_job(model_of(source={"base": base}), SETTINGS), "importer")
         for base in (HUB_BASE, IMAGE_BASE)
     )
     assert (hub["HF_HUB_OFFLINE"], hub["TRANSFORMERS_OFFLINE"]) == ("0", "0")
@@ -551,9 +611,10 @@ def test_the_importer_goes_to_the_hub_by_the_charts_way() -> None:
         "NO_PROXY": ".svc",
         "ESPALIER_HUB_PATIENCE_SECONDS": "60",
     }
-    env = environment(job)
+    env, importer = environment(job, "importer"), container_of(job, "importer")
     assert env.items() >= expected.items()
-    (mount,) = [m for m in pod_of(job)["containers"][0]["volumeMounts"] if m["name"] == "hub-ca"]
+    assert not expected.keys() & environment(job, "place").keys()
+    (mount,) = [m for m in importer["volumeMounts"] if m["name"] == "hub-ca"]
     assert env["SSL_CERT_FILE"] == f"{mount['mountPath']}/all.pem"
     assert {"name": "hub-ca", "configMap": {"name": "roots"}} in pod_of(job)["volumes"]
 
@@ -621,9 +682,13 @@ def test_a_variable_of_the_template_takes_the_place_of_the_installations() -> No
     env = [{"name": "HF_ENDPOINT", "value": "https://near.example"}]
     model = model_of(source={"base": HUB_BASE}, jobs={"template": {"env": env}})
     hub = HubSettings(endpoint="https://far.example")
-    job = importer_job(model, replace(SETTINGS, hub=hub))
-    (container,) = pod_of(job)["containers"]
+    container = container_of(importer_job(model, replace(SETTINGS, hub=hub)), "importer")
     assert [e for e in container["env"] if e["name"] == "HF_ENDPOINT"] == env
+
+
+def test_an_importer_has_the_resources_of_its_template_too() -> None:
+    importer = container_of({"spec": {"template": templated()["importer"]}}, "importer")
+    assert importer["resources"] == TEMPLATE["resources"]
 
 
 def test_trainers_rollouts_and_runners_are_told_where_spans_go_unless_a_template_says_other() -> (
@@ -654,7 +719,9 @@ def test_no_variable_that_a_pod_sets_itself_can_be_given(tmp_path: Path) -> None
 
 
 def _names(template: Body) -> list[str]:
-    return [entry["name"] for entry in template["spec"]["containers"][0]["env"]]
+    pod = template["spec"]
+    every = (*pod["containers"], *pod.get("initContainers", ()))
+    return [entry["name"] for container in every for entry in container["env"]]
 
 
 @pytest.mark.parametrize("part", ["trainer", "rollout"])
@@ -678,25 +745,26 @@ def test_pods_without_resources_request_a_little_and_have_no_limits() -> None:
 
 def test_jobs_end_at_once_when_only_the_user_can_help() -> None:
     for job in (c for c in workloads() if c["kind"] == "Job"):
-        (container,) = pod_of(job)["containers"]
-        first = job["spec"]["podFailurePolicy"]["rules"][0]
-        assert first["action"] == "FailJob"
-        assert first["onExitCodes"]["values"] == [64]
-        assert first["onExitCodes"]["containerName"] == container["name"]
+        ours = containers_of_ours(job)
+        first = job["spec"]["podFailurePolicy"]["rules"][: len(ours)]
+        assert {rule["action"] for rule in first} == {"FailJob"}
+        assert {tuple(rule["onExitCodes"]["values"]) for rule in first} == {(64,)}
+        assert {rule["onExitCodes"]["containerName"] for rule in first} == {*ours}
 
 
 def test_an_image_without_the_models_files_ends_the_import_at_once() -> None:
     source = {"base": IMAGE_BASE, "adapter": {"image": "registry.example/adapter:1"}}
     job = importer_job(model_of(source=source), SETTINGS)
     copies = [container["name"] for container in pod_of(job)["initContainers"]]
-    assert copies == ["copy", "copy-adapter"]
+    assert copies == ["folders", "copy", "copy-adapter", "importer"]
     ends = {
         rule["onExitCodes"]["containerName"]: rule["onExitCodes"]["values"]
         for rule in job["spec"]["podFailurePolicy"]["rules"]
         if rule["action"] == "FailJob"
     }
     # What cp ends with when it does not find them.
-    assert ends == {"importer": [64], "copy": [1], "copy-adapter": [1]}
+    ours = {"folders": [64], "importer": [64], "place": [64]}
+    assert ends == {**ours, "copy": [1], "copy-adapter": [1]}
 
 
 def test_an_intent_is_current_until_it_or_the_replicas_change() -> None:

@@ -213,6 +213,74 @@ async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
     assert (problem.reason, problem.remedy) == ("Wrong", "mend")
 
 
+def importing(place: Path, first: str, then: str) -> Body:
+    """A Job whose work an init container begins, by a module in ``place``."""
+    (place / "begins.py").write_text(first)
+    body = workload("Job", "importer", then)
+    spec = body["spec"]["template"]["spec"]
+    spec["containers"][0]["name"] = "place"
+    found = [{"name": "PYTHONPATH", "value": str(place)}]
+    begins = {"name": "importer", "command": ["python", "-m", "begins"], "env": found}
+    spec["initContainers"] = [begins]
+    spec["restartPolicy"] = "Never"
+    return body
+
+
+WAITS = """
+import pathlib, time
+while not pathlib.Path("GOES_ON").exists():
+    time.sleep(0.05)
+"""
+SAYS = """
+import os, pathlib
+pathlib.Path("RESULT").touch()
+pathlib.Path(os.environ["ESPALIER_TERMINATION_LOG"]).write_text("done")
+"""
+
+
+async def test_what_an_importer_begins_its_main_container_goes_on_with(
+    node: Node, tmp_path: Path
+) -> None:
+    goes_on, result = tmp_path / "goes-on", tmp_path / "result"
+    first = WAITS.replace("GOES_ON", str(goes_on))
+    then = SAYS.replace("RESULT", str(result))
+    await node.cluster.apply("Job", importing(tmp_path, first, then))
+    # Others are looked after while it works.
+    other = workload("Deployment", "rollout", SERVER)
+    other["metadata"]["name"] = "other"
+    await node.cluster.apply("Deployment", other)
+    server = ObjectKey("Pod", "default", "other-0")
+
+    def serves() -> bool:
+        pod = node.cluster.objects.get(server, {})
+        return "status" in pod and read_pod(pod).ready
+
+    await node.until(serves)
+    brings = read_pod(node.pod())
+    assert (brings.started, brings.preparing, brings.placing) == (True, True, False)
+    assert not result.exists()
+    goes_on.touch()
+    key = ObjectKey("Job", "default", "w")
+    await node.until(lambda: read_job(node.cluster.objects[key]).complete)
+    await node.until(lambda: read_pod(node.pod()).message == "done")
+    assert not read_pod(node.pod()).preparing
+
+
+async def test_an_importer_that_only_the_user_can_mend_ends_the_job_before_its_main_container(
+    node: Node, tmp_path: Path
+) -> None:
+    then = SAYS.replace("RESULT", str(tmp_path / "result"))
+    await node.cluster.apply("Job", importing(tmp_path, GIVES_UP, then))
+    key = ObjectKey("Job", "default", "w")
+    await node.until(lambda: read_job(node.cluster.objects[key]).finished)
+    assert read_job(node.cluster.objects[key]).failure.startswith("PodFailurePolicy")
+    await node.until(lambda: read_pod(node.pod()).problem is not None)
+    problem = read_pod(node.pod()).problem
+    assert problem is not None
+    assert problem.reason == "Wrong"
+    assert not (tmp_path / "result").exists()
+
+
 async def test_a_job_is_tried_again_as_often_as_it_says(node: Node, tmp_path: Path) -> None:
     script = f"open({str(tmp_path / 'tries')!r}, 'a').write('x'); raise SystemExit(75)"
     await node.cluster.apply("Job", workload("Job", "importer", script))

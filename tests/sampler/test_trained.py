@@ -11,12 +11,12 @@ import torch
 from tests.sampler import server
 from tests.sampler import tiny as served
 from tests.trainer import tiny
+from tests.trainer.importing import import_directory
 
 from espalier.core import names
 from espalier.trainer.batch.data import Datum
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.jobs.export import Wanted, export
-from espalier.trainer.jobs.importer import import_directory
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]

@@ -102,7 +102,7 @@ def test_a_hostile_configuration_is_refused(tmp_path: Path, name: str, what: str
 def test_a_link_to_another_models_file_is_refused(
     tmp_path: Path, files: dict[str, str], what: str
 ) -> None:
-    """An importer mounts the whole claim: a link would make others' weights one's own."""
+    """A source may be a path of a claim of many: a link would make others' weights one's own."""
     directory = made(tmp_path, what)
     others = (directory / files[what]).rename(tmp_path / "others")
     (directory / files[what]).symlink_to(f"../{others.name}")

@@ -18,6 +18,7 @@ BASE_DIGEST = digest("base")
 RESOLVED = {"uri": "volume://bases/tiny", "revision": "1", "digest": BASE_DIGEST}
 
 
+STARTS = "PodInitializing"
 # Fields of a template's container that its pods have too.
 KEPT = ("name", "resources", "volumeMounts")
 
@@ -52,6 +53,8 @@ class Kubelet:
         self.giving_up: dict[str, Body] = {}
         # Roles whose pods work on and on.
         self.slow: set[str] = set()
+        # Imports that are slow have brought all of their bytes.
+        self.placing = False
         # Roles no pod of which can be made, and the API server's words.
         self.refused: dict[str, str] = {}
         # Roles whose pods do not get beyond their volumes, and the node's words.
@@ -234,8 +237,8 @@ class Kubelet:
             if name in self.giving_up:
                 self._end(pod, 64, self.giving_up[name])
                 return
-        if role == "importer" and role not in (*self.waiting, *self.unmounted, *self.slow):
-            self._end(pod, 0, self.resolved)
+        if role == "importer" and role not in (*self.waiting, *self.unmounted):
+            self._import(pod)
             return
         if role == "collector" and role not in self.waiting:
             self._end(pod, 0, self._collect(pod))
@@ -259,6 +262,21 @@ class Kubelet:
             self._end(pod, 0, {})
             return
         self._set(pod, "Running", ready, main)
+
+    def _import(self, pod: Body) -> None:
+        """Slow or not: in the importer, and once all is there in the main container."""
+        if "importer" not in self.slow:
+            self._end(pod, 0, self.resolved)
+            return
+        main = pod["spec"]["containers"][0]["name"]
+        runs: Body = {"running": {}}
+        importer = {"name": "importer", "started": True, "state": runs}
+        place = {"name": main, "started": False, "state": {"waiting": {"reason": STARTS}}}
+        if self.placing:
+            importer |= {"started": False, "state": {"terminated": {"exitCode": 0}}}
+            place |= {"started": True, "state": runs}
+        inits = {**pod["status"], "initContainerStatuses": [importer]}
+        self._set({**pod, "status": inits}, "Pending", False, place)
 
     def _collect(self, pod: Body) -> Body:
         """What the collector does: the digests that its Job names are removed from the volume."""
@@ -287,6 +305,8 @@ class Kubelet:
 
     def _end(self, pod: Body, code: int, message: Any) -> None:
         """The main container ends: a Job with it, while a server's pod would start again."""
+        through = {n: v for n, v in pod["status"].items() if n != "initContainerStatuses"}
+        pod = {**pod, "status": through}
         main = {
             **pod["status"]["containerStatuses"][0],
             "name": pod["spec"]["containers"][0]["name"],

@@ -11,7 +11,7 @@ from tests.simulation.scripted import digest
 from tests.simulation.virtual_time import run
 from tests.simulation.world import NAMESPACE, World, model_spec, run_spec, world
 
-from espalier.core.manifests.labels import Role, child_labels
+from espalier.core.manifests.labels import Role, child_labels, main_container
 from espalier.kube.objects import Body
 
 FORGED_IP = "10.66.6.6"
@@ -20,31 +20,31 @@ LOADING = {"reason": "ContainerCreating", "message": ""}
 
 def running(role: Role) -> Body:
     """The status of a role's pod that is ready."""
-    container = {"name": role, "containerID": "containerd://66", "started": True}
+    main = {"name": main_container(role), "containerID": "containerd://66", "started": True}
     return {
         "phase": "Running",
         "podIP": FORGED_IP,
         "conditions": [{"type": "Ready", "status": "True"}],
-        "containerStatuses": [{**container, "state": {"running": {}}}],
+        "containerStatuses": [{**main, "state": {"running": {}}}],
     }
 
 
 def ended(role: Role, message: object) -> Body:
     """The status of a role's pod that has ended and left a message."""
     state = {"terminated": {"exitCode": 0, "message": json.dumps(message)}}
-    container = {"name": role, "containerID": "containerd://66", "started": False}
+    main = {"name": main_container(role), "containerID": "containerd://66", "started": False}
     return {
         "phase": "Succeeded",
         "podIP": FORGED_IP,
         "conditions": [],
-        "containerStatuses": [{**container, "state": state}],
+        "containerStatuses": [{**main, "state": state}],
     }
 
 
 async def forge(w: World, role: Role, status: Body | None = None) -> None:
     """A pod with the labels of a role, whose name comes before those of the honest ones."""
     metadata = {"name": "aaa", "namespace": NAMESPACE, "labels": child_labels(role, "tiny")}
-    spec = {"containers": [{"name": role}]}
+    spec = {"containers": [{"name": main_container(role)}]}
     body = {"metadata": metadata, "spec": spec, "status": status or running(role)}
     await w.cluster.create("Pod", body)
 
@@ -101,7 +101,8 @@ def test_a_forged_importer_does_not_say_what_the_base_is() -> None:
             await w.apply("TrainableModel", "tiny", model_spec())
             w.kubelet.waiting["importer"] = LOADING
             await w.until(lambda: bool(w.kubelet.pods("importer")), "the importer is there")
-            await forge(w, "importer", ended("importer", {**RESOLVED, "digest": digest("forged")}))
+            forged = ended("importer", {**RESOLVED, "digest": digest("forged")})
+            await forge(w, "importer", forged)
             del w.kubelet.waiting["importer"]
             await w.until(lambda: w.current("tiny") == "", "the base is served")
             assert w.status("TrainableModel", "tiny")["resolved"]["digest"] == RESOLVED["digest"]

@@ -21,7 +21,7 @@ from tests.simulation.world import model_spec, run_spec
 
 from espalier.api.wire.commits import Commit, CommitPage
 from espalier.controllers.peers.peer import PORT
-from espalier.core.manifests.labels import Role, child_labels
+from espalier.core.manifests.labels import Role, child_labels, main_container
 from espalier.kube.objects import Body
 
 __all__ = ["stage"]
@@ -82,13 +82,14 @@ async def forge(stage: Stage, role: Role, message: Body | None = None) -> None:
     """A pod with the labels of a role: ready, or ended with a message."""
     name, labels = f"aaa-{role}", child_labels(role, "tiny")
     metadata = {"name": name, "namespace": stage.namespace, "labels": labels}
-    spec = {"containers": [{"name": role, "image": "x"}]}
+    main = main_container(role)
+    spec = {"containers": [{"name": main, "image": "x"}]}
     await stage.cluster.create("Pod", {"metadata": metadata, "spec": spec})
     state: Body = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}
     if message is not None:
         state = {"terminated": {"exitCode": 0, "message": json.dumps(message)}}
     container = {
-        "name": role,
+        "name": main,
         "image": "x",
         "imageID": "x",
         "containerID": "containerd://1",

@@ -377,6 +377,14 @@ def test_an_import_says_how_far_it_is_at_one_write_in_fifteen_seconds() -> None:
             await w.rest(20, seconds=1.0)
             assert "importProgress" not in w.status(MODEL, "tiny")
             assert "has yet to say how far it is" in w.condition(MODEL, "tiny", "Ready")["message"]
+            w.importer.told = told
+            await named(w, MODEL, "tiny", "3.0 GiB of 4.0 GiB, 75%")
+            w.kubelet.placing = True
+            await named(w, MODEL, "tiny", "all 4.0 GiB are there, and are checked")
+            assert w.status(MODEL, "tiny")["importProgress"]["percent"] == 100
+            asked = w.importer.asked
+            await w.rest(20, seconds=1.0)
+            assert w.importer.asked == asked
             w.kubelet.slow.clear()
             await w.until(
                 lambda: w.condition(MODEL, "tiny", "Ready")["status"] == "True", "imported"

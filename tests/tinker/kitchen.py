@@ -18,11 +18,11 @@ from tests.compat.test_api_keys import key_of
 from tests.tinker.conftest import SPEC
 from tests.tinker.cookbook import BASES, lay_out, rows_of, saying
 from tests.tinker.sdk import NEWEST, environment, run
+from tests.trainer.importing import import_directory
 
 from espalier.controllers.peers.peer import PORT
 from espalier.gateway.access.offers import Offers
 from espalier.kube.objects import Body
-from espalier.trainer.jobs.importer import import_directory
 from espalier.trainer.settings import MAX_BODY_BYTES
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 

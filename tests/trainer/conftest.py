@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.trainer import tiny
 from tests.trainer.tiny import Volume
 
@@ -48,3 +49,21 @@ def engine(volume: Volume, policy: Policy) -> Iterator[Engine]:
     made.assign(tiny.assignment())
     yield made
     made.state.log.close()
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """An adapter that PEFT made and saved, with weights that are not zero."""
+    config = LoraConfig(
+        r=tiny.ADAPTER.rank,
+        lora_alpha=tiny.ADAPTER.alpha,
+        target_modules="all-linear",
+        lora_dropout=0.1,
+    )
+    torch.manual_seed(3)
+    adapted = get_peft_model(tiny.causal_lm(), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    adapted.save_pretrained(tmp_path / "outside")
+    return tmp_path / "outside"

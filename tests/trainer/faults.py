@@ -175,6 +175,7 @@ class Faults:
             (os, "rmdir"),
             (os, "mkdir"),
             (os, "chmod"),
+            (os, "fchmod"),
             (Path, "write_bytes"),
             (Path, "write_text"),
             (tensor_files, "save_file"),

@@ -16,9 +16,10 @@ from dev import served_architectures
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
+from tests.trainer.importing import import_directory
 from tests.trainer.tiny import ADAPTER, FULL
 
-from espalier.trainer.jobs import base_check, importer
+from espalier.trainer.jobs import base_check
 from espalier.trainer.jobs.base_check import context_tokens, inspect
 from espalier.trainer.policy.policy import load_policy
 from espalier.trainer.problems import UserMistakeError
@@ -322,8 +323,8 @@ def test_a_given_chat_template_is_part_of_the_base(base: Path, tmp_path: Path) -
     untemplated(base)
     assert inspect(base, Wanted(ADAPTER, TEMPLATE)).chat_template
     store = CheckpointStore(tmp_path / "volume", "importer")
-    plain = importer.import_directory(store, base)
-    stored = importer.import_directory(store, base, TEMPLATE)
+    plain = import_directory(store, base)
+    stored = import_directory(store, base, TEMPLATE)
     assert stored.digest != plain.digest
     loaded = hf.AutoTokenizer.from_pretrained(stored.path)
     chat = [{"role": "user", "content": "1+1"}]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.trainer import tiny
+from tests.trainer.importing import import_directory
 from tests.trainer.tiny import Volume
 
 from espalier.api.model.adapter import Adapter
-from espalier.trainer.jobs import importer
+from espalier.trainer.jobs import importer, place
 from espalier.trainer.policy.lora import Lora
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
@@ -40,14 +41,14 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 def test_an_imported_base_is_named_by_its_content(store: CheckpointStore, source: Path) -> None:
-    first = importer.import_directory(store, source)
+    first = import_directory(store, source)
     assert set(first.manifest["files"]) == {
         "config.json", "model.safetensors", "nested/tokenizer.json",
     }  # fmt: skip
     assert first.path.name == first.digest.replace(":", "-")
-    assert importer.import_directory(store, source) == first
+    assert import_directory(store, source) == first
     (source / "model.safetensors").write_bytes(b"Weights")
-    assert importer.import_directory(store, source).digest != first.digest
+    assert import_directory(store, source).digest != first.digest
     assert store.verify("base", first.digest) == first
 
 
@@ -65,7 +66,7 @@ def test_an_imported_base_is_named_by_its_content(store: CheckpointStore, source
 def test_damage_is_noticed(
     store: CheckpointStore, source: Path, damage: object, detail: str
 ) -> None:
-    stored = importer.import_directory(store, source)
+    stored = import_directory(store, source)
     damage(stored.path)  # type: ignore[operator]
     with pytest.raises(DigestError, match=detail):
         store.verify("base", stored.digest)
@@ -83,7 +84,7 @@ def test_a_directory_without_a_model_is_refused(
     else:
         (source / name).write_text(content)
     with pytest.raises(UserMistakeError) as caught:
-        importer.import_directory(store, source)
+        import_directory(store, source)
     assert caught.value.problem.reason == "BaseUnreadable"
 
 
@@ -95,13 +96,14 @@ def test_the_importer_leaves_its_result_or_a_problem(
     monkeypatch.setenv("ESPALIER_TERMINATION_LOG", str(message))
     monkeypatch.setenv("ESPALIER_VOLUME", str(tmp_path / "weights"))
     tiny.write_model(tmp_path / "model")
-    monkeypatch.setattr("sys.argv", ["importer", "--directory", str(tmp_path / "model")])
-    assert importer.main() == 0
+    order = ["--directory", str(tmp_path / "model")]
+    assert importer.main(order) == 0
+    assert message.read_text() == ""
+    assert place.main(order) == 0
     result = json.loads(message.read_text())
     assert set(result) == {"uri", "revision", "digest", "contextTokens", "chatTemplate"}
     assert result["uri"].endswith(result["digest"].replace(":", "-"))
-    monkeypatch.setattr("sys.argv", ["importer", "--directory", str(tmp_path / "nowhere")])
-    assert importer.main() == 64
+    assert importer.main(["--directory", str(tmp_path / "nowhere")]) == 64
     assert json.loads(message.read_text())["reason"] == "BaseUnreadable"
 
 
@@ -113,7 +115,7 @@ def test_a_full_disk_leaves_nothing_behind(
 
     monkeypatch.setattr("shutil.copyfile", no_space)
     with pytest.raises(CommandError) as caught:
-        importer.import_directory(store, source)
+        import_directory(store, source)
     assert caught.value.problem.reason == "VolumeFull"
     assert list((tmp_path / "weights" / "bases").iterdir()) == []
 

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from tests.core.objects import checkpoint
+from tests.kube.children import SETTINGS, container_of
 from tests.trainer import tiny
+from tests.trainer.in_pod import in_container, seen_of, told
 from tests.trainer.test_fork import same, train, weights
+from tests.trainer.test_real_volume import MAY_MOUNT
 from tests.trainer.tiny import Volume
 
+from espalier.core.manifests.collector import collector_job
+from espalier.core.volume import checkpoints_of, directory_name, log_of
 from espalier.trainer.engine.engine import Engine
-from espalier.trainer.jobs import collector
+from espalier.trainer.jobs import collector, folders
 from espalier.trainer.jobs.collector import collect
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.log_admin import resumes_from
+
+needs_mounts = pytest.mark.skipif(not MAY_MOUNT, reason="needs CAP_SYS_ADMIN for a mount namespace")
 
 
 def digests(engine: Engine) -> list[str]:
@@ -91,6 +100,52 @@ def test_checkpoints_of_other_models_and_damaged_ones_are_refused(
     assert "damaged" in kept[second]
     assert kept["sha256:../../bases"] == "it is no digest"
     assert directory.is_dir()
+
+
+@needs_mounts
+@pytest.mark.parametrize("orphaned", [False, True], ids=["of a model", "with its model"])
+def test_in_its_pod_it_does_the_same_with_the_models_own_parts(
+    volume: Volume, policy: Policy, tmp_path: Path, *, orphaned: bool
+) -> None:
+    """Beside another model, and with a checkpoint where versions before had those of all."""
+    for model in ("other", tiny.MODEL):
+        policy.reset()
+        trained = tiny.engine(volume.path, volume.base, policy, model=model)
+        trained.assign(tiny.assignment())
+        train(trained, range(2))
+        trained.state.log.close()
+    first, last = digests(trained)
+    home, log = checkpoints_of(volume.path, tiny.MODEL), log_of(volume.path, tiny.MODEL)
+    flat = home.parent / directory_name(first)
+    (home / flat.name).rename(flat)
+    made = checkpoint(tiny.MODEL)
+    given = [
+        made.model_copy(update={"spec": made.spec.model_copy(update={"digest": digest})})
+        for digest in (first, last)
+    ]
+    job = collector_job(given, "claim", SETTINGS, orphaned=orphaned)
+    assert folders.main(told(container_of(job, "folders"), volume.path)) == 0
+    seat, others = tmp_path / "weights", {*(volume.path / "checkpoints" / "other").iterdir()}
+
+    def work() -> None:
+        os.environ.update(told(container_of(job), seat))
+        assert {part: {*sees} for part, sees in seen_of(seat).items()} == {
+            "checkpoints": {tiny.MODEL},
+            "models": {tiny.MODEL},
+        }
+        if not orphaned:
+            with pytest.raises(OSError, match="Read-only"):
+                (seat / "models" / tiny.MODEL / "probe").touch()
+        assert collector.main(container_of(job)["args"]) == 0
+
+    in_container(container_of(job), volume.path, seat, work)
+    kept = {} if orphaned else {directory_name(last)}
+    assert {path.name for path in home.iterdir()} == {*kept}
+    # A folder that is mounted stays, and is empty.
+    assert bool([*log.iterdir()]) is not orphaned
+    assert {*(volume.path / "checkpoints" / "other").iterdir()} == others
+    assert [*log_of(volume.path, "other").iterdir()]
+    assert not flat.exists()
 
 
 def test_a_checkpoint_that_is_gone_counts_as_removed(volume: Volume) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.kube.children import BASE, SETTINGS, Body, model_of, pod_of
+from tests.kube.children import BASE, HUB_BASE, SETTINGS, Body, container_of, model_of
 from tests.trainer import tiny
 from tests.trainer.forking import in_a_fork
+from tests.trainer.in_pod import in_container, seen_of, told
 from tests.trainer.test_fork import train
 from tests.trainer.test_real_volume import MAY_MOUNT, in_namespace, mount
 from tests.trainer.tiny import Volume
 
+from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
 from espalier.core.names import adapter_name
@@ -26,11 +30,13 @@ from espalier.core.volume import (
     digest_named,
     digest_of,
     directory_name,
+    imports_of,
 )
 from espalier.sampler.verified_files import StoreError
 from espalier.sampler.verified_store import AdapterStore, verify_base
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.jobs import folders
+from espalier.trainer.jobs.import_order import Order
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
@@ -48,31 +54,14 @@ def sampler(base: str, *others: str) -> Body:
 
 def make_folders(volume: Path, workload: Body | None = None) -> int:
     """What the pod's init container does, by default of a trainer that needs no base."""
-    told = {"ESPALIER_MODEL": tiny.MODEL, "ESPALIER_WRITES": "true"}
     if workload is not None:
-        (container,) = pod_of(workload)["initContainers"]
-        told = {entry["name"]: entry["value"] for entry in container["env"]}
-    return folders.main({**told, "ESPALIER_VOLUME": str(volume)})
-
-
-def mounted(workload: Body, claim: Path, place: Path) -> None:
-    """Mounts what the workload's container sees of a claim, as a kubelet does."""
-    (container,) = pod_of(workload)["containers"]
-    for entry in container["volumeMounts"]:
-        if entry["name"] == "weights":
-            target = place / entry["mountPath"].removeprefix("/weights/")
-            target.mkdir(parents=True, exist_ok=True)
-            mount("--bind", str(claim / entry["subPath"]), str(target))
-            if entry.get("readOnly"):
-                mount("-o", "remount,bind,ro", str(target))
+        return folders.main(told(container_of(workload, "folders"), volume))
+    given = {"ESPALIER_MODEL": tiny.MODEL, "ESPALIER_WRITES": "true"}
+    return folders.main({**given, "ESPALIER_VOLUME": str(volume)})
 
 
 def in_pod(workload: Body, claim: Path, place: Path, body: Callable[[], None]) -> None:
-    def work() -> None:
-        mounted(workload, claim, place)
-        body()
-
-    in_namespace(work)
+    in_container(container_of(workload), claim, place, body)
 
 
 def trained(volume: Volume, policy: Policy, model: str, steps: int = 1) -> Engine:
@@ -155,10 +144,6 @@ def test_a_fork_starts_from_its_parents_checkpoint_and_sees_no_third_models(
 
     place = tmp_path / "weights"
     in_pod(pod, volume.path, place, body)
-
-
-def seen_of(place: Path) -> dict[str, set[str]]:
-    return {part.name: {path.name for path in part.iterdir()} for part in place.iterdir()}
 
 
 @needs_mounts
@@ -293,6 +278,65 @@ def test_a_sampler_starts_again_on_a_volume_that_can_only_be_read(
 ) -> None:
     trained(volume, policy, tiny.MODEL)
     ends_on_a_read_only_volume(volume.path, sampler(volume.base), 0)
+
+
+def importing() -> Body:
+    return importer_job(model_of(source={"base": HUB_BASE}), SETTINGS)
+
+
+def aged(folder: Path, days: float) -> Path:
+    """A folder with a file in it, which nobody has touched for so long."""
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors.partial").write_bytes(b"half")
+    then = time.time() - days * 24 * 3600
+    os.utime(folder, (then, then))
+    return folder
+
+
+def test_an_importer_goes_on_with_what_a_version_before_has_downloaded(tmp_path: Path) -> None:
+    args = container_of(importing(), "importer")["args"]
+    name = hashlib.sha256(f"spec.source.base.huggingFace {args[1]}".encode()).hexdigest()[:16]
+    aged(tmp_path / "downloads" / "arith" / name, days=3)
+    assert make_folders(tmp_path, importing()) == 0
+    order = Order.read(args, {"ESPALIER_VOLUME": str(tmp_path), "ESPALIER_MODEL": "arith"})
+    assert order.base is not None
+    partial = order.staging / order.base.staged / "model.safetensors.partial"
+    assert partial.read_bytes() == b"half"
+    assert not (tmp_path / "downloads").exists()
+
+
+def test_what_an_import_left_is_swept_once_no_job_can_go_on_with_it(tmp_path: Path) -> None:
+    bases = tmp_path / "bases"
+    left = [
+        aged(imports_of(tmp_path, "gone"), days=2),
+        aged(tmp_path / "downloads" / "gone", days=2),
+        aged(bases / ".tmp-ab.importer", days=2),
+    ]
+    kept = [
+        aged(imports_of(tmp_path, "busy"), days=0.2),
+        aged(tmp_path / "downloads" / "busy", days=0.2),
+        aged(bases / ".tmp-cd.importer", days=0.2),
+        aged(bases / BASE.replace(":", "-"), days=900),
+        # One's own, also after a long time in a queue.
+        aged(imports_of(tmp_path, "arith"), days=30),
+    ]
+    assert make_folders(tmp_path, importing()) == 0
+    assert [path for path in left if path.exists()] == []
+    assert [path for path in kept if not [*path.iterdir()]] == []
+    found = {path.name for path in (*bases.iterdir(), *imports_of(tmp_path, "x").parent.iterdir())}
+    assert found == {".imports", "arith", "busy", ".tmp-cd.importer", BASE.replace(":", "-")}
+
+
+def test_what_is_swept_is_not_what_a_link_leads_to(tmp_path: Path) -> None:
+    base = aged(tmp_path / "bases" / BASE.replace(":", "-"), days=2)
+    left = aged(imports_of(tmp_path, "gone"), days=2)
+    (left / "inside").symlink_to(base)
+    (left.parent / "itself").symlink_to(base)
+    for path in (left, left.parent / "itself"):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    assert make_folders(tmp_path, importing()) == 0
+    assert [path.name for path in left.parent.iterdir()] == ["arith"]
+    assert [path.name for path in base.iterdir()] == ["model.safetensors.partial"]
 
 
 def ends_on_a_read_only_volume(claim: Path, workload: Body | None, code: int) -> None:

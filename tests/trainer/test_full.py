@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.trainer import tiny
+from tests.trainer.importing import commit_adapter, import_adapter, import_directory
 from tests.trainer.tiny import MODEL, Volume
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -20,7 +21,6 @@ from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.jobs.export import Wanted, export
-from espalier.trainer.jobs.importer import import_adapter, import_directory
 from espalier.trainer.policy import trained_lm_head
 from espalier.trainer.policy.frozen_lm_head import CHUNK_ELEMENTS
 from espalier.trainer.policy.full import Full
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_the_other_type_is_refused_with_the_way_out(
             engine.state.store, engine.state.commits[0].digest, engine.state.base, tiny.ADAPTER
         )
     adapter = {name: value.detach() for name, value in policy.parameters.items()}
-    stored = checkpoint_files.write_imported(
+    stored = commit_adapter(
         engine.state.store, adapter, tiny.ADAPTER, model=MODEL, base=engine.state.base
     )
     before, state = weights(engine), engine.state.report()

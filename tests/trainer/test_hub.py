@@ -22,6 +22,7 @@ from tests.trainer import hub_server, tiny
 from tests.trainer.hub_server import NAME, REVISION, Hub
 from tests.trainer.proxy_server import Proxy
 
+from espalier.core.volume import imports_of
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 MIB = 1 << 20
@@ -54,7 +55,7 @@ def hub(model: Path) -> Iterator[Hub]:
 def run(
     hub: Hub, volume: Path, *, revision: str = REVISION, name: str = NAME, **env: str
 ) -> Outcome:
-    """The importer as its Job runs it."""
+    """The importer as its Job runs it, and place after it."""
     log = volume / "message"
     volume.mkdir(exist_ok=True)
     log.write_text("")
@@ -70,23 +71,28 @@ def run(
         **env,
     }
     started = time.monotonic()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "espalier.trainer.jobs.importer",
-            "--hugging-face",
-            f"{name}@{revision}",
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    said = ""
+    for module in ("importer", "place"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                f"espalier.trainer.jobs.{module}",
+                "--hugging-face",
+                f"{name}@{revision}",
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        said += done.stderr
+        if done.returncode:
+            break
     text = log.read_text()
-    assert text, done.stderr
-    return Outcome(done.returncode, json.loads(text), time.monotonic() - started, done.stderr)
+    assert text, said
+    return Outcome(done.returncode, json.loads(text), time.monotonic() - started, said)
 
 
 def weights(hub: Hub) -> bytes:
@@ -98,7 +104,7 @@ def test_a_base_of_the_hub_is_what_the_hub_has(hub: Hub, tmp_path: Path) -> None
     assert (outcome.code, outcome.message["revision"]) == (0, REVISION)
     stored = CheckpointStore(tmp_path / "volume", "t").verify("base", outcome.message["digest"])
     assert {n: (stored.path / n).read_bytes() for n in stored.manifest["files"]} == hub.files
-    assert not (tmp_path / "volume" / "downloads" / "arith").exists()
+    assert not imports_of(tmp_path / "volume", "arith").exists()
 
 
 def test_a_download_that_is_cut_twice_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
@@ -237,7 +243,7 @@ def test_a_fault_that_only_a_person_can_fix_ends_at_once_with_its_own_message(
     text = f"{outcome.message['detail']}: {outcome.message['remedy']}"
     assert says.replace("127.0.0.1:PORT", hub.url.removeprefix("http://")) in text
     assert "hf_" not in text + outcome.log
-    assert not (tmp_path / "volume" / "downloads" / "arith").exists()
+    assert [*imports_of(tmp_path / "volume", "arith").iterdir()] == []
 
 
 def test_a_token_reaches_the_hub_and_nobody_else_sees_it(hub: Hub, tmp_path: Path) -> None:

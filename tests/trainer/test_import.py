@@ -10,40 +10,32 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tests.trainer import tiny
+from tests.trainer.importing import import_adapter
 from tests.trainer.tiny import ADAPTER, MODEL, Volume
 
 from espalier.api.source import Resolved
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.engine import Engine
-from espalier.trainer.jobs import importer
-from espalier.trainer.jobs.importer import import_adapter
+from espalier.trainer.jobs import importer, place
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> Path:
-    """An adapter that PEFT made and saved, with weights that are not zero."""
-    config = LoraConfig(
-        r=ADAPTER.rank, lora_alpha=ADAPTER.alpha, target_modules="all-linear", lora_dropout=0.1
-    )
-    torch.manual_seed(3)
-    adapted = get_peft_model(tiny.causal_lm(), config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    adapted.save_pretrained(tmp_path / "outside")
-    return tmp_path / "outside"
-
-
 def imported(volume: Volume, outside: Path) -> Stored:
     store = CheckpointStore(volume.path, MODEL, "importer")
     return import_adapter(store, outside, ADAPTER, model=MODEL, base=volume.base)
+
+
+def imported_by_job(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Resolved:
+    """What the Job's two containers, which are given the same, leave in the end."""
+    assert importer.main(arguments) == 0
+    assert capsys.readouterr().out == ""
+    assert place.main(arguments) == 0
+    return Resolved.model_validate_json(capsys.readouterr().out)
 
 
 def stand_on(engine: Engine, stored: Stored) -> None:
@@ -90,9 +82,7 @@ def test_the_importer_takes_base_and_adapter_in_one_go(
     monkeypatch.setenv("ESPALIER_VOLUME", str(tmp_path / "fresh"))
     monkeypatch.setenv("ESPALIER_ADAPTER", ADAPTER.model_dump_json(by_alias=True))
     arguments = ["--directory", str(base), "--adapter", str(outside), "--model", MODEL]
-    monkeypatch.setattr("sys.argv", ["importer", *arguments])
-    assert importer.main() == 0
-    report = Resolved.model_validate_json(capsys.readouterr().out)
+    report = imported_by_job(arguments, capsys)
     assert report.digest == volume.base
     assert report.adapter is not None
     store = CheckpointStore(tmp_path / "fresh", "importer")
@@ -101,11 +91,10 @@ def test_the_importer_takes_base_and_adapter_in_one_go(
     assert (stored.manifest["model"], stored.manifest["step"]) == (MODEL, 0)
     # The same adapter for a base that is there already.
     arguments = ["--base", volume.base, "--adapter", str(outside), "--model", MODEL]
-    monkeypatch.setattr("sys.argv", ["importer", *arguments])
-    assert importer.main() == 0
-    assert Resolved.model_validate_json(capsys.readouterr().out).adapter == report.adapter
+    assert imported_by_job(arguments, capsys).adapter == report.adapter
 
 
+@pytest.mark.parametrize("job", [importer.main, place.main], ids=["importer", "place"])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -117,11 +106,10 @@ def test_the_importer_takes_base_and_adapter_in_one_go(
     ],
 )
 def test_an_incomplete_order_is_refused(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    job: Callable[[list[str]], int], arguments: list[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["importer", *arguments])
     with pytest.raises(SystemExit):
-        importer.main()
+        job(arguments)
 
 
 class Exploding:

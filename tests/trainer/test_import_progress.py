@@ -21,7 +21,6 @@ from espalier.trainer.jobs.hub import Download
 from espalier.trainer.jobs.hub_repository import Repository
 from espalier.trainer.jobs.import_progress import Progress, served
 from espalier.trainer.volume.base_files import PATTERNS
-from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 
 def asked(port: int, path: str = "/progress") -> ImportState:
@@ -92,6 +91,6 @@ def test_a_directory_counts_what_is_copied(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(importer.shutil, "copyfile", watched)
     monkeypatch.setattr(importer, "model_files", lambda _: sorted(source.iterdir()))
-    importer.import_directory(CheckpointStore(tmp_path / "v", "importer"), source, "", progress)
+    importer.copy_directory(tmp_path, source, "", progress)
     assert seen == [2, 102]
     assert progress.state().total_bytes == 102

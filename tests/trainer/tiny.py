@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from dev.tiny_model import tokenizer
+from tests.trainer.importing import import_directory
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from espalier.api.model.adapter import Adapter
@@ -28,7 +29,6 @@ from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.engine.commands import Answer, Command, Sent
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
-from espalier.trainer.jobs.importer import import_directory
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind

@@ -3,7 +3,8 @@
 ``bases/sha256-<hex>/`` and ``checkpoints/<model>/sha256-<hex>/`` hold files and a
 ``manifest.json``, which lists their sizes and SHA-256. The digest of such a directory is the
 SHA-256 of its manifest's canonical JSON, so it covers every file and the metadata. Checkpoints of
-versions before lie in ``checkpoints/`` itself. Pure: nothing here opens a file.
+versions before lie in ``checkpoints/`` itself. ``bases/.imports/<model>/`` is what an import has
+brought so far. Pure: nothing here opens a file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ def is_digest(text: str) -> bool:
 def base_directory(root: Path, digest: str) -> Path:
     """Where the base of a digest lies on the volume mounted at ``root``."""
     return root / FOLDERS["base"] / directory_name(digest)
+
+
+def imports_of(root: Path, model: str) -> Path:
+    """The folder that a model's importer writes, and no other part of the volume.
+
+    It lies among the bases: a rename is possible only inside of one mount.
+    """
+    return root / FOLDERS["base"] / ".imports" / model
 
 
 def checkpoints_of(root: Path, model: str) -> Path:

@@ -94,7 +94,10 @@ class Kubelet:
                 "namespace": key.namespace,
                 "ownerReferences": [controlled_by(controller)],
             },
-            "spec": {"containers": [{"name": template["spec"]["containers"][0]["name"]}]},
+            "spec": {
+                "containers": [{"name": template["spec"]["containers"][0]["name"]}],
+                "restartPolicy": template["spec"].get("restartPolicy", "Always"),
+            },
         }
         made = await self._cluster.create("Pod", body)
         assert made is not None, f"{key} is another's"
@@ -127,6 +130,8 @@ class Kubelet:
 
     async def _advance(self, key: ObjectKey, pod: LocalPod, owner: Body) -> None:
         role = pod.role
+        if pod.running is not None:
+            pod.init_container = pod.running.init_container
         if pod.running is not None and pod.running.code is not None:
             pod.ended = (pod.running.code, pod.running.message, self._now())
             pod.running, pod.started, pod.ready = None, False, False

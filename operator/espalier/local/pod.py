@@ -29,6 +29,7 @@ class LocalPod:
     ready: bool = False
     last_ready: float = 0.0
     template: Body = field(default_factory=dict)
+    init_container: str = ""
 
     @property
     def role(self) -> str:
@@ -39,7 +40,7 @@ class LocalPod:
     def status(self) -> Body:
         """The status that a kubelet would write."""
         container: Body = {
-            "name": self.template["spec"]["containers"][0]["name"],
+            "name": self.init_container or self.template["spec"]["containers"][0]["name"],
             "containerID": f"process://{self.running.pid if self.running else ''}/{self.starts}",
             "started": self.started,
         }
@@ -72,5 +73,14 @@ class LocalPod:
             "phase": phase,
             "podIP": self.address,
             "conditions": conditions,
-            "containerStatuses": [container],
+            **self._statuses(container),
         }
+
+    def _statuses(self, container: Body) -> Body:
+        """Where the status of a container stands: one that works before the main one has none yet.
+
+        What an init container of ours leaves, as long as it is the last, is the pod's.
+        """
+        if not self.init_container:
+            return {"containerStatuses": [container]}
+        return {"initContainerStatuses": [container], "containerStatuses": []}

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from espalier.core.manifests.labels import IMPORTER_CONTAINER
 from espalier.kube.objects import Body
 from espalier.local.layout import Layout, MappingError
 
@@ -30,17 +31,28 @@ class CompanionPlan:
 
 
 @dataclass(frozen=True)
+class InitPlan:
+    """A container of ours that runs to its end before the pod's process."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ProcessPlan:
     """How a pod runs on this machine: directories to copy first, command, environment.
 
-    ``prepares`` are commands that run to their end before it, ``companions`` run beside it.
+    ``prepares`` run to their end before it, a moment each; so does ``works_first``, which may take
+    hours and does a part of the pod's work. ``companions`` run beside it.
     """
 
     copies: tuple[tuple[Path, Path], ...]
     command: tuple[str, ...]
     environment: dict[str, str]
     message: Path
-    prepares: tuple[tuple[str, ...], ...] = ()
+    prepares: tuple[InitPlan, ...] = ()
+    works_first: InitPlan | None = None
     companions: tuple[CompanionPlan, ...] = ()
 
 
@@ -65,8 +77,7 @@ def plan(
     if role == "trainer":
         command += ["--host", address]
     sources = _Sources({"metadata.uid": uid}, layout, config)
-    given = {entry["name"]: sources.value(entry) for entry in container.get("env", ())}
-    here = {name: _moved(value, mounts) for name, value in given.items()}
+    here = sources.environment(container, mounts)
     message = layout.root / "pods" / pod / "termination-log"
     message.parent.mkdir(parents=True, exist_ok=True)
     own = {
@@ -82,16 +93,22 @@ def plan(
     beside = [init for init in inits if init.get("restartPolicy") == "Always"]
     prepares = [init for init in inits if tuple(init["command"][:2]) == PREPARES]
     copied = [init for init in inits if init not in beside and init not in prepares]
+    ours = [
+        InitPlan(
+            name=init["name"],
+            command=_python(init, mounts),
+            environment={**os.environ, **sources.environment(init, mounts), **own},
+        )
+        for init in prepares
+    ]
     return ProcessPlan(
         copies=tuple(_copy(init, layout, mounts) for init in copied),
         # The interpreter is this machine's; its arguments are the pod's, whose paths are mapped.
         command=(sys.executable, *(_moved(part, mounts) for part in command[1:])),
         environment={**os.environ, **here, **own},
         message=message,
-        prepares=tuple(
-            (sys.executable, *(_moved(part, mounts) for part in init["command"][1:]))
-            for init in prepares
-        ),
+        prepares=tuple(init for init in ours if init.name != IMPORTER_CONTAINER),
+        works_first=next((init for init in ours if init.name == IMPORTER_CONTAINER), None),
         companions=tuple(_companion(init, layout, mounts) for init in beside),
     )
 
@@ -103,6 +120,11 @@ class _Sources:
     fields: dict[str, str]
     layout: Layout
     config: dict[str, dict[str, str]]
+
+    def environment(self, container: Body, mounts: dict[str, Path]) -> dict[str, str]:
+        """The variables of a container, whose paths are those of this machine."""
+        given = {entry["name"]: self.value(entry) for entry in container.get("env", ())}
+        return {name: _moved(value, mounts) for name, value in given.items()}
 
     def value(self, entry: Body) -> str:
         source = entry.get("valueFrom", {})
@@ -119,6 +141,11 @@ class _Sources:
         if key not in entries:
             raise MappingError(f"ConfigMap {name} with key {key} is in no manifest: add it")
         return entries[key]
+
+
+def _python(init: Body, mounts: dict[str, Path]) -> tuple[str, ...]:
+    command = [*init["command"], *init.get("args", ())]
+    return (sys.executable, *(_moved(part, mounts) for part in command[1:]))
 
 
 def _companion(init: Body, layout: Layout, mounts: dict[str, Path]) -> CompanionPlan:

@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 
 from espalier.local.layout import MappingError
-from espalier.local.pod_process import CompanionPlan, ProcessPlan
+from espalier.local.pod_process import CompanionPlan, InitPlan, ProcessPlan
 
 GRACE_SECONDS = 20.0
 # A kubelet reads this much of a log at most.
@@ -31,14 +31,17 @@ class Running:
     """A process that was started for a pod."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, message: Path, log: Path, begins: int
+        self, process: asyncio.subprocess.Process, planned: ProcessPlan, log: Path, begins: int
     ) -> None:
         self._process = process
-        self._message = message
+        self._planned = planned
         # The log has the lines of every start of the pod; this start's begin here.
         self._log = log
         self._begins = begins
+        self._first: InitPlan | None = planned.works_first
+        self._stopping = False
         self._companions: list[asyncio.Task[None]] = []
+        self._follows = asyncio.ensure_future(self._go_on())
 
     @classmethod
     async def start(cls, planned: ProcessPlan, log: Path) -> Running:
@@ -49,18 +52,22 @@ class Running:
         """
         for source, target in planned.copies:
             await asyncio.to_thread(shutil.copytree, source, target, dirs_exist_ok=True)
-        for command in planned.prepares:
-            process = await _started(command, planned.environment, log)
+        for init in planned.prepares:
+            process = await _started(init.command, init.environment, log)
             if code := await process.wait():
-                raise MappingError(f"{' '.join(command[:3])} ended with {code}: see {log}")
+                raise MappingError(f"{' '.join(init.command[:3])} ended with {code}: see {log}")
         planned.message.write_text("")
-        with log.open("ab") as output:
-            begins = output.tell()
-        process = await _started(planned.command, planned.environment, log)
-        running = cls(process, planned.message, log, begins)
+        begins, first = _end_of(log), planned.works_first or planned
+        process = await _started(first.command, first.environment, log)
+        running = cls(process, planned, log, begins)
         for companion in planned.companions:
             running._keep(companion)
         return running
+
+    @property
+    def init_container(self) -> str:
+        """The name of the container that works before the main one, as long as it does."""
+        return self._first.name if self._first is not None else ""
 
     @property
     def pid(self) -> int:
@@ -71,6 +78,8 @@ class Running:
     def code(self) -> int | None:
         """Exit code as a shell reports it; None while it runs."""
         code = self._process.returncode
+        if code == 0 and self._first is not None:
+            return None
         return code if code is None or code >= 0 else 128 - code
 
     @property
@@ -79,7 +88,7 @@ class Running:
 
         That is terminationMessagePolicy FallbackToLogsOnError, which every pod of ours has.
         """
-        message = self._message.read_text()
+        message = self._planned.message.read_text()
         if message or not self.code:
             return message
         size = self._log.stat().st_size
@@ -92,6 +101,14 @@ class Running:
 
         What runs beside it ends after it.
         """
+        self._stopping = True
+        await self._end()
+        await self._follows
+        # It may have been about to start.
+        await self._end()
+        await asyncio.gather(*self._companions)
+
+    async def _end(self) -> None:
         if self._process.returncode is None:
             self._process.terminate()
             try:
@@ -99,7 +116,15 @@ class Running:
             except TimeoutError:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 await self._process.wait()
-        await asyncio.gather(*self._companions)
+
+    async def _go_on(self) -> None:
+        """Starts the main process once what works before it has done so."""
+        if self._first is None or await self._process.wait() or self._stopping:
+            return
+        self._planned.message.write_text("")
+        self._begins = _end_of(self._log)
+        self._process = await _started(self._planned.command, self._planned.environment, self._log)
+        self._first = None
 
     def _keep(self, companion: CompanionPlan) -> None:
         """Runs it for as long as the pod's process, again and again."""
@@ -117,6 +142,11 @@ class Running:
                 os.killpg(one.pid, signal.SIGKILL)
             await ended
             await asyncio.wait({main}, timeout=COMPANION_SECONDS)
+
+
+def _end_of(log: Path) -> int:
+    with log.open("ab") as output:
+        return output.tell()
 
 
 async def _started(

@@ -124,7 +124,8 @@ class ModelReconciler:
         """The progress of the importer while it runs."""
         namespace, name = model.metadata.namespace, model.metadata.name
         found = self.lister.pods(namespace, "importer", model=name)
-        running = (pod for pod in pods.live(found) if pod.started and pod.ip and not pod.outlived)
+        present = (pod for pod in pods.live(found) if pod.started and not pod.placing)
+        running = (pod for pod in present if pod.ip and not pod.outlived)
         known = model.status.resolved is not None
         pod = None if known else next(running, None)
         return await self.imports.look(namespace, name, pod)

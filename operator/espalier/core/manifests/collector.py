@@ -8,17 +8,18 @@ from typing import Any
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.podtemplate import PodTemplate
+from espalier.core.manifests.folders import folders_container, to_collect
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.job import job_spec
-from espalier.core.manifests.labels import child_labels
+from espalier.core.manifests.labels import FOLDERS_CONTAINER, child_labels
 from espalier.core.manifests.pod import (
     VOLUME_PATH,
     Container,
-    Mount,
     Requests,
     pod_metadata,
     pod_spec,
+    weights,
 )
 from espalier.core.manifests.queue import queue_labels
 from espalier.core.names import collector_name
@@ -40,19 +41,19 @@ def collector_job(
     orphaned: bool,
     template: PodTemplate | None = None,
 ) -> Manifest:
-    """The Job for these checkpoints of one model; ``orphaned``: the model is gone.
+    """The Job for these checkpoints of one model on a claim; ``orphaned``: the model is gone.
 
     It has no owner: the model may be gone, and nothing waits for it.
     """
     model, namespace = batch[0].spec.model_ref.name, batch[0].metadata.namespace
     labels = child_labels("collector", model)
-    volume = {"persistentVolumeClaim": {"claimName": claim}}
+    whole = weights(claim)
     container = Container(
         name="collector",
         image=settings.images.trainer,
         requests=_REQUESTS,
         env={"ESPALIER_VOLUME": VOLUME_PATH},
-        mounts=(Mount("weights", volume, VOLUME_PATH),),
+        mounts=to_collect(whole, model, orphaned=orphaned),
         command=_COMMAND,
         args=(
             "--model",
@@ -65,6 +66,7 @@ def collector_job(
         container,
         template,
         grace_seconds=30,
+        init_containers=(folders_container(whole, model, container.image, template, writes=True),),
         pull_secrets=settings.pull_secrets,
         assigned_ids=settings.assigned_ids,
         tmp_size=settings.tmp_size,
@@ -73,7 +75,7 @@ def collector_job(
         pod,
         pod_metadata(labels, template),
         template,
-        container="collector",
+        containers=("collector", FOLDERS_CONTAINER),
         retries=_RETRIES,
         seconds=_LIMIT_SECONDS,
     )

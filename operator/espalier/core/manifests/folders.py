@@ -9,7 +9,7 @@ from espalier.api.podtemplate import BOUNDED, PodTemplate, Resources
 from espalier.api.trainablemodel import TrainableModel
 from espalier.core.manifests.labels import FOLDERS_CONTAINER
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, part
-from espalier.core.volume import FOLDERS, base_directory, checkpoints_of, log_of
+from espalier.core.volume import FOLDERS, base_directory, checkpoints_of, imports_of, log_of
 
 _REQUESTS = Requests("50m", "64Mi")
 _COMMAND = ("python", "-m", "espalier.trainer.jobs.folders")
@@ -28,53 +28,78 @@ def to_train(model: TrainableModel, base: str, others: Sequence[str]) -> tuple[M
     return (
         _base(model, base),
         *(_checkpoints(model, other) for other in others),
-        part(model, checkpoints_of(Path(), name)),
-        part(model, log_of(Path(), name)),
+        part(claim(model), checkpoints_of(Path(), name)),
+        part(claim(model), log_of(Path(), name)),
     )
 
 
 def to_scrub(model: TrainableModel) -> tuple[Mount, ...]:
     """A scrubber's part: bases, of which its own may be missing, and the model's checkpoints."""
-    return (part(model, _BASES, read_only=True), _checkpoints(model, model.metadata.name))
+    bases = part(claim(model), _BASES, read_only=True)
+    return (bases, _checkpoints(model, model.metadata.name))
+
+
+def to_import(model: TrainableModel) -> tuple[Mount, ...]:
+    """An importer's part: what it has brought so far, and nothing of anybody's."""
+    return (part(claim(model), imports_of(Path(), model.metadata.name)),)
+
+
+def to_place(model: TrainableModel) -> tuple[Mount, ...]:
+    """The part of what puts an import in place: bases, and where an adapter's checkpoint goes."""
+    bases = part(claim(model), _BASES)
+    if model.spec.source.adapter is None:
+        return (bases,)
+    return (bases, part(claim(model), checkpoints_of(Path(), model.metadata.name)))
+
+
+def to_collect(whole: Mount, name: str, *, orphaned: bool) -> tuple[Mount, ...]:
+    """A collector's part: the model's checkpoints, and its log, to be removed with the model."""
+    log = part(whole, log_of(Path(), name), read_only=not orphaned)
+    return (part(whole, checkpoints_of(Path(), name)), log)
 
 
 def folders_container(
-    model: TrainableModel,
+    whole: Mount,
+    name: str,
     image: str,
     template: PodTemplate | None,
     *,
     base: str = "",
     others: Sequence[str] = (),
     writes: bool = False,
+    imports: bool = False,
 ) -> Container:
-    """Makes what the pod mounts, and looks for the base; it sees the whole volume, and ends.
+    """Makes what a pod of a model mounts, and looks for the base; it sees the ``whole``, and ends.
 
-    ``writes``: that the pod will write its own part is tried as well.
+    ``writes``: that the pod will write its own part is tried as well; ``imports``: it is an
+    importer's.
     """
-    env = {"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": model.metadata.name}
+    env = {"ESPALIER_VOLUME": VOLUME_PATH, "ESPALIER_MODEL": name}
     if base:
         env["ESPALIER_BASE"] = base
     if others:
         env["ESPALIER_READS"] = ",".join(others)
     if writes:
         env["ESPALIER_WRITES"] = "true"
+    if imports:
+        env["ESPALIER_IMPORTS"] = "true"
     return Container(
         name=FOLDERS_CONTAINER,
         image=image,
         requests=_REQUESTS,
         env={**env},
-        mounts=(claim(model),),
+        mounts=(whole,),
         command=_COMMAND,
         resources=_without_devices(template),
     )
 
 
 def _base(model: TrainableModel, base: str) -> Mount:
-    return part(model, base_directory(Path(), base), read_only=True)
+    return part(claim(model), base_directory(Path(), base), read_only=True)
 
 
 def _checkpoints(model: TrainableModel, of: str) -> Mount:
-    return part(model, checkpoints_of(Path(), of), read_only=True)
+    return part(claim(model), checkpoints_of(Path(), of), read_only=True)
 
 
 def _without_devices(template: PodTemplate | None) -> Resources | None:

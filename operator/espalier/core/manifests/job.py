@@ -15,14 +15,15 @@ def job_spec(
     metadata: Manifest,
     template: PodTemplate | None,
     *,
-    container: str,
+    containers: Sequence[str],
     retries: int,
     seconds: int | None,
     copies: Sequence[str] = (),
 ) -> Manifest:
     """The spec of a Job of one pod, with the pod's metadata and its user's template.
 
-    ``seconds`` bounds its whole time, None leaves it unbounded. ``copies`` are init containers that
+    ``seconds`` bounds its whole time, None leaves it unbounded. ``containers`` are those of ours,
+    the main one first, which end as ``api.exit_codes`` says. ``copies`` are init containers that
     copy files of a user's image: what ``cp`` does not find there, it finds at no later try. What
     others end counts as no failure: a node that is lost, and a queue that suspends the Job.
     """
@@ -31,10 +32,10 @@ def job_spec(
         "backoffLimit": retries,
         "podFailurePolicy": {
             "rules": [
-                _rule("FailJob", container, USER_MISTAKE),
+                *(_rule("FailJob", name, USER_MISTAKE) for name in containers),
                 *(_rule("FailJob", copy, FAULT) for copy in copies),
                 {"action": "Ignore", "onPodConditions": [evicted]},
-                _rule("Ignore", container, TERMINATED),
+                *(_rule("Ignore", name, TERMINATED) for name in containers),
             ]
         },
         "template": {

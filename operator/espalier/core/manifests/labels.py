@@ -16,8 +16,17 @@ Role = Literal["trainer", "rollout", "runner", "importer", "collector", "scrubbe
 
 # The init container that makes what a pod mounts of a model's volume.
 FOLDERS_CONTAINER = "folders"
+# The init container that opens strangers' bytes, and the main one that puts them in place.
+IMPORTER_CONTAINER, PLACE_CONTAINER = "importer", "place"
+# Those of ours that run to their end before the main container starts.
+BEFORE_MAIN = (FOLDERS_CONTAINER, IMPORTER_CONTAINER)
 
 MANAGED = {MANAGED_BY: MANAGER}
+
+
+def main_container(role: str) -> str:
+    """The name of the main container of a role's pods."""
+    return PLACE_CONTAINER if role == "importer" else role
 
 
 def child_labels(role: Role, model: str, run: str = "") -> dict[str, str]:

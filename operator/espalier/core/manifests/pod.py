@@ -82,7 +82,8 @@ class Container:
     ``serves`` at PORT, ``tells_metrics`` at METRICS_PORT.
     ``apart``: neither /tmp nor shared memory are those of the pod's other containers. ``stays``: as
     an init container it runs as long as the pod does, and is started again when it ends.
-    ``resources`` go before ``requests`` where no template names any.
+    ``resources`` go before ``requests`` where no template names any. ``templated``: as an init
+    container it has the variables and resources of the template, as the main one does.
     """
 
     name: str
@@ -98,19 +99,25 @@ class Container:
     resources: Resources | None = None
     apart: bool = False
     stays: bool = False
+    templated: bool = False
 
 
 def claim(model: TrainableModel, *, read_only: bool = False) -> Mount:
     """The model's volume of bases and checkpoints."""
     name = model.spec.storage.persistent_volume_claim.claim_name
+    return weights(name, read_only=read_only)
+
+
+def weights(name: str, *, read_only: bool = False) -> Mount:
+    """A claim of bases and checkpoints, as a whole."""
     source = {"persistentVolumeClaim": {"claimName": name}}
     return Mount("weights", source, VOLUME_PATH, read_only=read_only)
 
 
-def part(model: TrainableModel, folder: Path, *, read_only: bool = False) -> Mount:
-    """A folder of the model's volume, where it lies in it; ``folders_container`` has made it."""
-    whole = claim(model, read_only=read_only)
-    return replace(whole, path=f"{whole.path}/{folder}", sub_path=str(folder))
+def part(whole: Mount, folder: Path, *, read_only: bool = False) -> Mount:
+    """A folder of a claim, where it lies in it; ``folders_container`` has made it."""
+    path = f"{whole.path}/{folder}"
+    return replace(whole, path=path, sub_path=str(folder), read_only=read_only)
 
 
 def public_keys(settings: ChildSettings) -> tuple[Mount, ...]:
@@ -186,7 +193,9 @@ def pod_spec(
         "volumes": [mount.volume() for mount in mounts.values()],
     }
     if init_containers:
-        spec["initContainers"] = [_container(c, None) for c in init_containers]
+        spec["initContainers"] = [
+            _container(c, template if c.templated else None) for c in init_containers
+        ]
     if service_account:
         spec["serviceAccountName"] = service_account
     placement = template.wire() if template else {}

@@ -103,7 +103,7 @@ def runner_job(run: TrainingRun, model: TrainableModel, settings: ChildSettings)
         pod,
         pod_metadata(labels, template),
         template,
-        container="runner",
+        containers=("runner",),
         retries=_RETRIES if runner.backoff_limit is None else runner.backoff_limit,
         seconds=None,
     )

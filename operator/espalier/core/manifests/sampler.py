@@ -15,6 +15,7 @@ from espalier.core.manifests.pod import (
     PORT_NAME,
     Container,
     Requests,
+    claim,
     http_probe,
     model_env,
     pod_metadata,
@@ -101,7 +102,12 @@ def rollout_deployment(
                 grace_seconds=60,
                 init_containers=(
                     folders_container(
-                        model, container.image, rollout.template, base=base, others=others
+                        claim(model),
+                        model.metadata.name,
+                        container.image,
+                        rollout.template,
+                        base=base,
+                        others=others,
                     ),
                 ),
                 pull_secrets=settings.pull_secrets,

@@ -13,11 +13,12 @@ from espalier.core.manifests.folders import folders_container, to_scrub
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.intent import Manifest, child
 from espalier.core.manifests.job import job_spec
-from espalier.core.manifests.labels import child_labels
+from espalier.core.manifests.labels import FOLDERS_CONTAINER, child_labels
 from espalier.core.manifests.pod import (
     VOLUME_PATH,
     Container,
     Requests,
+    claim,
     pod_metadata,
     pod_spec,
 )
@@ -69,7 +70,9 @@ def scrubber_job(
         container,
         template,
         grace_seconds=30,
-        init_containers=(folders_container(model, container.image, template),),
+        init_containers=(
+            folders_container(claim(model), model.metadata.name, container.image, template),
+        ),
         pull_secrets=settings.pull_secrets,
         tmp_size=settings.tmp_size,
         assigned_ids=settings.assigned_ids,
@@ -83,7 +86,12 @@ def scrubber_job(
         owner_kind="TrainableModel",
         owner=model.metadata,
         spec=job_spec(
-            pod, metadata, template, container="scrubber", retries=_RETRIES, seconds=None
+            pod,
+            metadata,
+            template,
+            containers=("scrubber", FOLDERS_CONTAINER),
+            retries=_RETRIES,
+            seconds=None,
         ),
     )
     names = [checkpoint.metadata.name for checkpoint in batch]

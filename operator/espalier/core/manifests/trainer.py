@@ -15,6 +15,7 @@ from espalier.core.manifests.pod import (
     PORT_NAME,
     Container,
     Requests,
+    claim,
     http_probe,
     model_env,
     pod_metadata,
@@ -97,7 +98,8 @@ def trainer_statefulset(
                 grace_seconds=60,
                 init_containers=(
                     folders_container(
-                        model,
+                        claim(model),
+                        model.metadata.name,
                         container.image,
                         trainer.template,
                         base=base,

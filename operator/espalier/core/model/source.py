@@ -21,6 +21,7 @@ from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
 from espalier.core.pods.queued import Wait
 
+_SILENT = "it has yet to say how far it is"
 # Enough of a commit to tell it from others.
 REVISION_CHARS = 7
 ImporterAction = Literal["Keep", "Create", "Delete"]
@@ -187,8 +188,10 @@ def _unfinished(view: SourceView, job: JobState) -> SourceDecision:
     if reason in ("", "Starting"):
         words = pods.last_words(view.importer_pods)
         again = f"; tried again after: {words}" if words else ""
-        progress = _progress(view.import_state)
-        far = _shown(progress) if progress else "it has yet to say how far it is"
+        placing = any(pod.placing for pod in present)
+        progress = _whole(view.model) if placing else _progress(view.import_state)
+        silent = "its bytes are there, and are checked" if placing else _SILENT
+        far = _shown(progress) if progress else silent
         message = f"the importer brings the base to the volume ({far}){again}"
         return replace(_importing(message, "Keep"), progress=progress)
     return _missing(reason, pods.waiting(present), permanent=False)
@@ -205,6 +208,15 @@ def _progress(state: ImportState | None) -> ImportProgress | None:
         bytes_per_second=state.bytes_per_second,
         percent=100 * done // state.total_bytes,
     )
+
+
+def _whole(model: TrainableModel) -> ImportProgress | None:
+    """What the importer said last, now that all of it is there."""
+    last = model.status.import_progress
+    if last is None:
+        return None
+    there = {"done_bytes": last.total_bytes, "bytes_per_second": 0, "percent": 100}
+    return last.model_copy(update=there)
 
 
 def _shown(progress: ImportProgress) -> str:
@@ -279,7 +291,12 @@ def _failed(view: SourceView, job: JobState) -> SourceDecision:
 
 
 def _report(pod: Pod, *, adapter: bool) -> Resolved | None:
-    """What the importer left in its termination message."""
+    """What was left in its termination message by the container that puts bytes in place.
+
+    The importer before it has opened strangers' bytes, and may say what they like.
+    """
+    if pod.preparing:
+        return None
     try:
         found = Resolved.model_validate(json.loads(pod.message))
     except (ValueError, ValidationError):

@@ -79,11 +79,11 @@ def plain(line: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in line).split())
 
 
-def init_failure(status: Mapping[str, Any]) -> str:
-    """How the first init container that failed ended."""
+def copy_failure(status: Mapping[str, Any]) -> str:
+    """How the first init container ended that failed, of those that are not ours."""
     for container in status.get("initContainerStatuses", []):
         ended = last_end(container)
-        if ended.get("exitCode", 0) != 0:
+        if container.get("name") not in labels.BEFORE_MAIN and ended.get("exitCode", 0) != 0:
             return f"{ended.get('reason', 'Error')}: {ended.get('message', '')}".strip()
     return ""
 

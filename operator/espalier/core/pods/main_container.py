@@ -1,6 +1,7 @@
-"""The container of a pod that does its work; it has the name of the pod's role.
+"""The container of a pod whose state is the pod's: the main one, or of a Job one that goes before.
 
-It need not be the first: what injects sidecars, Istio for one, may put its own before it.
+The main container has the name of the pod's role, an importer's is ``place``. It need not be the
+first: what injects sidecars, Istio for one, may put its own before it.
 """
 
 from __future__ import annotations
@@ -8,25 +9,46 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from espalier.core.manifests.labels import ROLE
+from espalier.core.manifests import labels
 
 
 def role(pod: Mapping[str, Any]) -> str:
     """The role that a Pod's label says; empty if none does."""
-    found: str = pod["metadata"].get("labels", {}).get(ROLE, "")
+    found: str = pod["metadata"].get("labels", {}).get(labels.ROLE, "")
     return found
 
 
 def declared(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Pod's spec says of it; empty if there is none."""
-    return of_name(pod.get("spec", {}).get("containers", []), role(pod))
+    """What the Pod's spec says of the main container; empty if there is none."""
+    return _main(pod, pod.get("spec", {}).get("containers", []))
 
 
 def observed(pod: Mapping[str, Any]) -> dict[str, Any]:
-    """What the Pod's status says of it; empty until there is a status."""
-    return of_name(pod.get("status", {}).get("containerStatuses", []), role(pod))
+    """The status of the container whose state is the pod's; empty before there is one."""
+    status = pod.get("status", {})
+    if pod.get("spec", {}).get("restartPolicy") == "Never":
+        for one in before(status):
+            ended = one.get("state", {}).get("terminated")
+            # An importer works as long as it runs; of folders it counts only that they failed.
+            if ended["exitCode"] if ended else one["name"] == labels.IMPORTER_CONTAINER:
+                return one
+    return _main(pod, status.get("containerStatuses", []))
 
 
-def of_name(containers: Iterable[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """The container of that name, or its status; empty if there is none."""
+def before(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The statuses of the containers of ours that run to their end before the main one."""
+    found = status.get("initContainerStatuses", [])
+    return [c for c in found if c.get("name") in labels.BEFORE_MAIN]
+
+
+def started(status: Mapping[str, Any]) -> bool:
+    """Whether a container has started, by its startup probe if it has one."""
+    if status.get("name") in labels.BEFORE_MAIN:
+        # It has no probe, and kubelets do not agree on what they say of it.
+        return status.get("state", {}).get("running") is not None
+    return bool(status.get("started"))
+
+
+def _main(pod: Mapping[str, Any], containers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    name = labels.main_container(role(pod))
     return next(({**c} for c in containers if c.get("name") == name), {})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from espalier.api.wire.problem import Problem
+from espalier.core.manifests import labels
 from espalier.core.pods import endings, gpus, main_container
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.endings import OOM_KILLED
@@ -18,15 +19,19 @@ from espalier.core.pods.queued import Place, Queue, Wait, job_place, pod_place
 class Pod:
     """The facts about a pod that decisions read.
 
+    The main container is the one whose end counts: of a Job, until they are through, those of ours
+    that go before it.
+
     ``instance`` changes with every start of the main container; ``waiting`` is why it does not run,
     as Kubernetes words it; ``problem`` what it, or the one that makes folders before it, left
-    behind when it gave up; ``message`` its termination message; ``copying`` how an init container
-    failed; ``killed`` that the main container last ended for want of memory, and what to do about
-    it; ``died`` how it last ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived``
-    are the containers that run on although the main one, of a Job, is over for good. ``gpus`` are
-    given to it. ``image`` is the digest of the main container's image, empty until the node has
-    told it. ``place`` is where it waits for a quota. ``parts`` of the model's volume are mounted by
-    themselves.
+    behind when it gave up; ``message`` its termination message; ``copying`` how a container failed
+    that copies files out of a user's image; ``preparing``: it is not yet its first container, and
+    what it says is no result; ``placing``: an import has brought all of its bytes; ``killed`` that
+    the main container last ended for want of memory, and what to do about it; ``died`` how it last
+    ended, ``ended`` when. ``mounted``: its volumes are there. ``outlived`` are the containers that
+    run on although the main one, of a Job, is over for good. ``gpus`` are given to it. ``image`` is
+    the digest of the main container's image, empty until the node has told it. ``place`` is where
+    it waits for a quota. ``parts`` of the model's volume are mounted by themselves.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Pod:
     problem: Problem | None = None
     message: str = ""
     copying: str = ""
+    preparing: bool = False
+    placing: bool = False
     killed: str = ""
     died: str = ""
     ended: str = ""
@@ -121,7 +128,7 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         role=main_container.role(body),
         ip=status.get("podIP", ""),
         instance=f"{metadata.get('uid', '')}/{main.get('containerID', '')}",
-        started=running and bool(main.get("started")),
+        started=running and main_container.started(main),
         ready=_condition(status, "Ready").get("status") == "True",
         terminating=metadata.get("deletionTimestamp") is not None,
         finished=finished,
@@ -129,7 +136,9 @@ def read_pod(body: Mapping[str, Any]) -> Pod:
         waiting_reason=reason,
         problem=endings.problem(ended) or endings.problem(endings.of_folders(status)),
         message=ended.get("message", ""),
-        copying=endings.init_failure(status),
+        copying=endings.copy_failure(status),
+        preparing=main in main_container.before(status),
+        placing=running and main.get("name") == labels.PLACE_CONTAINER,
         killed=killed,
         died=died,
         ended=ended.get("finishedAt") or "",
@@ -263,7 +272,7 @@ def _waiting(body: Mapping[str, Any], main: Mapping[str, Any]) -> tuple[str, str
             # Of one that is started again and again the kubelet says no more than that.
             left = endings.last_lines(endings.last_end(container).get("message", ""))
             return state["reason"], f"{state['reason']}: {left or state.get('message', '')}"
-    if not main.get("started"):
+    if not main_container.started(main):
         return "Starting", "Starting"
     return "", ""
 

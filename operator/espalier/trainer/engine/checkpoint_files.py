@@ -12,15 +12,12 @@ from espalier.api.model.adapter import Adapter
 from espalier.api.wire.batch_left import BatchLeft
 from espalier.api.wire.commits import Commit
 from espalier.api.wire.step import TasksetUsed
-from espalier.core.names import MAIN, checkpoint_name
-from espalier.trainer.compute.adamw import Proposal, fresh_moments
+from espalier.core.names import checkpoint_name
+from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
 from espalier.trainer.volume.command_log import Key
-from espalier.trainer.volume.peft_adapter import CONFIG
-from espalier.trainer.volume.shapes import State, shapes_of
 
 STATE_FILE = "state.json"
 BATCH_FILE = "batch.json"
@@ -100,56 +97,8 @@ def write(
         (staged / "rollouts.jsonl").write_text("".join(lines))
         if batch is not None:
             (staged / BATCH_FILE).write_text(batch.model_dump_json(exclude_defaults=True))
-        metadata = _metadata(state, key, base=base, adapter=compute.adapter)
-        return store.commit("checkpoint", staged, metadata)
-
-
-def write_imported(
-    store: CheckpointStore, parameters: State, adapter: Adapter, *, model: str, base: str
-) -> Stored:
-    """Commits an adapter from outside as the model's step 0, with Adam before its first step.
-
-    The same adapter again gives the same digest. Raises VolumeFull (507).
-    """
-    state = StepState(
-        model=model,
-        run="",
-        step=0,
-        run_step=0,
-        branch=MAIN,
-        term=0,
-        parent="",
-        parent_name="",
-        learning_rate=0.0,
-        group_size=1,
-        loss="",
-        metrics={},
-        cursor={},
-        optimizer_steps=0,
-    )
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "base_model_name_or_path": "base",
-        "inference_mode": True,
-        "target_modules": sorted(
-            {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in parameters}
-        ),
-    }
-    with store.staging("checkpoint") as staged:
-        tensors = parameters | fresh_moments(parameters).tensors()
-        layout = tensor_files.lora_files(shapes_of(parameters))
-        tensor_files.write(
-            staged, layout, (tensors[name] for file in layout for name in file.tensors)
-        )
-        (staged / CONFIG).write_text(json.dumps(config, sort_keys=True, indent=1))
-        (staged / STATE_FILE).write_text(state.model_dump_json(indent=1))
-        metadata = _metadata(state, Key("import", 0), base=base, adapter=adapter)
-        return store.commit("checkpoint", staged, metadata)[0]
+        described = metadata(state, key, base=base, adapter=compute.adapter)
+        return store.commit("checkpoint", staged, described)
 
 
 def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Content:
@@ -244,7 +193,7 @@ def commit_of(stored: Stored, state: StepState, index: int, created: str) -> Com
     )
 
 
-def _metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
+def metadata(state: StepState, key: Key, *, base: str, adapter: Adapter) -> dict[str, Any]:
     """The manifest's metadata of a checkpoint."""
     return {
         **state.model_dump(include={"model", "run", "step", "run_step", "branch", "term"}),

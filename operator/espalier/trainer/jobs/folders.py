@@ -1,6 +1,6 @@
 """Makes the folders that a pod mounts by themselves: ``python -m espalier.trainer.jobs.folders``.
 
-It runs before a trainer, a sampler or a scrubber, which see these parts of the volume and no more.
+It runs before what sees these parts of the volume and no more: every pod of a model.
 The kubelet would make them too, as root, and on volumes that know no fsGroup nobody else could
 write. Versions before kept the checkpoints of all models in one folder: what is left there moves to
 the folder of its model.
@@ -26,10 +26,12 @@ from espalier.core.volume import (
     base_directory,
     checkpoints_of,
     digest_named,
+    imports_of,
     is_digest,
     log_of,
 )
 from espalier.process import configure_logs, leave_problem
+from espalier.trainer.jobs import import_folders
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.durable_files import make_directory, sync, volume_written
 from espalier.trainer.volume.manifests import named_model
@@ -41,10 +43,16 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     """The exit code: 0, 64 where a person must act, or 1 for a fault of the volume."""
     volume, model = Path(environment["ESPALIER_VOLUME"]), environment["ESPALIER_MODEL"]
     others = [*filter(None, environment.get("ESPALIER_READS", "").split(","))]
+    writes, imports = (name in environment for name in ("ESPALIER_WRITES", "ESPALIER_IMPORTS"))
+    written = [checkpoints_of(volume, model)] if writes or imports else []
+    written += [log_of(volume, model)] if writes else []
+    written += [volume / FOLDERS["base"], imports_of(volume, model)] if imports else []
     try:
         with volume_written(volume):
-            make_folders(volume, model, others, writes="ESPALIER_WRITES" in environment)
+            make_folders(volume, model, others, written)
             bring_home(volume)
+            if imports:
+                import_folders.prepare(volume, model)
         if digest := environment.get("ESPALIER_BASE", ""):
             look_for(base_directory(volume, digest))
     except UserMistakeError as error:
@@ -56,12 +64,11 @@ def main(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
-def make_folders(volume: Path, model: str, others: Sequence[str], *, writes: bool) -> None:
-    """Makes the folders that a pod reads, of its model and of others, and those that it writes.
+def make_folders(volume: Path, model: str, others: Sequence[str], written: Sequence[Path]) -> None:
+    """Makes the folders that a pod reads, of its model and of others, and those ``written``.
 
     A pod that only reads starts on a volume that cannot be written now, if they are there.
     """
-    written = [checkpoints_of(volume, model), log_of(volume, model)] if writes else []
     for folder in (*(checkpoints_of(volume, name) for name in (model, *others)), *written):
         try:
             make_directory(folder)

@@ -1,9 +1,9 @@
 """Brings a base model to the volume, once: ``python -m espalier.trainer.jobs.importer``.
 
-With ``--adapter`` it also takes over a LoRA adapter from outside, as step 0 of a model on the base.
-Prints and leaves in the termination log its result, ``{"uri", "revision", "digest"}`` of the
-base, its ``contextTokens`` and whether a ``chatTemplate`` is there, and ``"adapter": {"digest",
-"sizeBytes"}``; or a Problem.
+With an adapter it also converts a LoRA adapter from outside. It opens strangers' bytes, so it
+writes to a folder of its model alone. It leaves there what it brought, and an ImportReport;
+``place`` is given the same arguments and puts it in place. Where it fails it prints a Problem and
+leaves it in the termination log.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from espalier.termination import end_on_sigterm
 if __name__ == "__main__":
     end_on_sigterm()
 
-import argparse
-import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.api.model.adapter import Adapter
-from espalier.api.source import Resolved
-from espalier.api.wire.problem import Problem
+from espalier.core.volume import base_directory
+from espalier.trainer.jobs.import_order import BASE_FIELD, CONVERTED, Order, Source
 from espalier.trainer.jobs.import_progress import Progress, served
+from espalier.trainer.jobs.import_report import ImportReport
 from espalier.trainer.problems import CommandError, UserMistakeError
 from espalier.trainer.volume.base_files import (
     PATTERNS,
@@ -37,77 +38,43 @@ from espalier.trainer.volume.base_files import (
     model_files,
     size_of,
 )
-from espalier.trainer.volume.checkpoint_store import (
-    NOTHING_PROMISED,
-    CheckpointStore,
-    DigestError,
-    Stored,
+from espalier.trainer.volume.durable_files import (
+    emptied,
+    make_directory,
+    remove,
+    volume_written,
 )
-from espalier.trainer.volume.durable_files import volume_written
-
-_HUB = "OWNER/NAME@REVISION"
-_BASE_FIELD = "spec.source.base.huggingFace"
-_ADAPTER_FIELD = "spec.source.adapter.huggingFace"
+from espalier.untrusted import field_path
 
 
-class DamagedError(Exception):
-    """The bytes differ from their source's; another try may fetch them whole."""
-
-
-def import_directory(
-    store: CheckpointStore, source: Path, chat_template: str = "", progress: Progress | None = None
-) -> Stored:
-    """Imports the model in ``source`` as a base; the same files give the same digest.
+def copy_directory(
+    staged: Path, source: Path, chat_template: str = "", progress: Progress | None = None
+) -> None:
+    """Copies the files of the model in ``source``.
 
     A ``chat_template``, unless empty, replaces the base's own.
     """
     files = model_files(source)
     size = sum(path.stat().st_size for path in files)
-    check_space(store.root, size, "spec.source.base")
-    with store.staging("base") as staged:
-        if progress is not None:
-            targets = [staged / path.relative_to(source) for path in files]
-            progress.begin(size, lambda: sum(size_of(target) for target in targets))
-        for path in files:
-            target = staged / path.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        _give_template(staged, chat_template)
-        return store.commit("base", staged, {})[0]
+    check_space(staged, size, BASE_FIELD)
+    if progress is not None:
+        targets = [staged / path.relative_to(source) for path in files]
+        progress.begin(size, lambda: sum(size_of(target) for target in targets))
+    for path in files:
+        target = staged / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    _give_template(staged, chat_template)
 
 
-def import_download(
-    store: CheckpointStore,
-    download: Path,
-    chat_template: str = "",
-    promised: Mapping[str, str] = NOTHING_PROMISED,
-) -> Stored:
-    """Makes the model in ``download``, already on the volume, the base in place.
+def convert_adapter(staged: Path, source: Path, adapter: Adapter, base: Path) -> list[str]:
+    """Writes the adapter in ``source`` as a checkpoint has it; returns its target modules.
 
-    Until then nothing in it is lost if the process ends.
+    Raises:
+        UserMistakeError: it is unfit for the base.
     """
-    wanted = set(model_files(download))
-    for path in [p for p in download.rglob("*") if p.is_file() and p not in wanted]:
-        path.unlink()
-    _give_template(download, chat_template)
-    try:
-        return store.commit("base", download, {}, promised)[0]
-    except DigestError as error:
-        raise DamagedError(str(error)) from error
-
-
-def _give_template(base: Path, chat_template: str) -> None:
-    """Writes the template where transformers and vLLM look first."""
-    if chat_template:
-        (base / TEMPLATE).write_text(chat_template)
-
-
-def import_adapter(
-    store: CheckpointStore, source: Path, adapter: Adapter, *, model: str, base: str
-) -> Stored:
-    """Imports the adapter in ``source`` as a model's step 0; UserMistakeError if it is unfit."""
     # Imported here: importing a base needs no torch.
-    from espalier.trainer.engine import checkpoint_files  # noqa: PLC0415
+    from espalier.trainer.engine import imported_adapter  # noqa: PLC0415
     from espalier.trainer.policy.lora import adapter_shapes  # noqa: PLC0415
     from espalier.trainer.volume import peft_adapter  # noqa: PLC0415
 
@@ -117,37 +84,48 @@ def import_adapter(
             f"spec.adapter.type is {adapter.type}, and an adapter fits LoRA alone",
             "import it for a model of type LoRA, or merge it into its base and fork from that",
         )
-    stored = _known_base(store, base)
-    parameters = peft_adapter.read(source, adapter, adapter_shapes(stored.path, adapter))
-    return checkpoint_files.write_imported(store, parameters, adapter, model=model, base=base)
+    parameters = peft_adapter.read(source, adapter, adapter_shapes(base, adapter))
+    return imported_adapter.write_tensors(staged, parameters)
 
 
-def _known_base(store: CheckpointStore, digest: str) -> Stored:
+def bring(order: Order, progress: Progress) -> None:
+    """Fills the staging folder; what an earlier try left of the same order is gone on with."""
+    emptied(order.staging, keep=[source.staged for source in order.sources])
+    base, facts, promised = _bring_base(order, progress)
+    modules = None
+    if order.adapter is not None:
+        source = order.adapter.directory
+        if source is None:
+            source, _ = _download(order, order.adapter, "ESPALIER_ADAPTER_TOKEN")
+        converted = order.staging / CONVERTED
+        converted.mkdir()
+        modules = convert_adapter(converted, source, order.wanted, base)
     try:
-        return store.verify("base", digest)
-    except DigestError as error:
-        raise UserMistakeError("BaseUnreadable", str(error), "import the base first") from error
+        report = ImportReport.of(facts, {**promised}, modules)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserMistakeError(
+            "UnsupportedBase",
+            f"{field_path(wrong['loc'])} of the base is {wrong['input']!r:.60}: {wrong['msg']}",
+            "mend the base's config.json",
+        ) from error
+    report.write(order.staging)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The exit code: 0, 64 for a user's mistake, 1 if a retry may succeed."""
-    given = _arguments()
-    volume, model = Path(os.environ.get("ESPALIER_VOLUME", "/weights")), given.model
-    store = CheckpointStore(volume, model, "importer")
+    order = Order.read(sys.argv[1:] if arguments is None else arguments)
     try:
-        adapter = Adapter.model_validate_json(os.environ.get("ESPALIER_ADAPTER", "{}"))
-        store.make_folders()
-        with served(progress := Progress()):
-            report = _import_base(store, given, adapter, progress)
-            if given.model:
-                report["adapter"] = _import_adapter(store, given, str(report["digest"]), adapter)
-    except (UserMistakeError, CommandError) as error:
+        with volume_written(order.staging), served(progress := Progress()):
+            make_directory(order.staging)
+            bring(order, progress)
+    except UserMistakeError as error:
+        emptied(order.staging)
         process.leave_problem(error.problem)
         return USER_MISTAKE
-    except DamagedError as error:
-        damaged = Problem(reason="DownloadDamaged", detail=str(error), remedy="check the mirror")
-        process.leave_problem(damaged)
-        return FAULT
+    except CommandError as error:
+        process.leave_problem(error.problem)
+        return USER_MISTAKE
     except Exception as error:
         from espalier.trainer.jobs.hub_problems import HubError  # noqa: PLC0415 - needs the hub's client
 
@@ -155,25 +133,30 @@ def main() -> int:
             raise
         process.leave_problem(error.problem)
         return FAULT
-    process.leave_message(report)
     return 0
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Brings a base model to the volume")
-    base = parser.add_mutually_exclusive_group(required=True)
-    base.add_argument("--directory", type=Path)
-    base.add_argument("--hugging-face", metavar=_HUB)
-    base.add_argument("--base", metavar="DIGEST", help="a base that is on the volume already")
-    adapter = parser.add_mutually_exclusive_group()
-    adapter.add_argument("--adapter", type=Path, help="a LoRA adapter of PEFT; needs --model")
-    adapter.add_argument("--adapter-hugging-face", metavar=_HUB)
-    parser.add_argument("--model", default="", help="whose step 0 the adapter becomes")
-    given = parser.parse_args()
-    with_adapter = given.adapter is not None or given.adapter_hugging_face is not None
-    if with_adapter != bool(given.model) or (given.base is not None and not with_adapter):
-        parser.error("an adapter needs --model, and --base and --model need an adapter")
-    return given
+def _bring_base(order: Order, progress: Progress) -> tuple[Path, Facts, Mapping[str, str]]:
+    """Where the base lies, the facts about it, and the SHA-256 that the hub promises."""
+    wanted = Wanted(order.wanted, order.chat_template)
+    if order.base is None:
+        known = base_directory(order.volume, order.digest)
+        return known, _inspected(known, Wanted(order.wanted)), {}
+    staged = order.staging / order.base.staged
+    if order.base.directory is not None:
+        facts = _inspected(order.base.directory, wanted)
+        remove(staged)
+        staged.mkdir()
+        copy_directory(staged, order.base.directory, order.chat_template, progress)
+        return staged, facts, {}
+    _, promised = _download(order, order.base, "ESPALIER_BASE_TOKEN", progress)
+    facts = _inspected(staged, wanted)
+    files = set(model_files(staged))
+    for path in [p for p in staged.rglob("*") if p.is_file() and p not in files]:
+        path.unlink()
+    _give_template(staged, order.chat_template)
+    given = {TEMPLATE} if order.chat_template else set()
+    return staged, facts, {n: digest for n, digest in promised.items() if n not in given}
 
 
 def _inspected(source: Path, wanted: Wanted) -> Facts:
@@ -183,45 +166,27 @@ def _inspected(source: Path, wanted: Wanted) -> Facts:
     return inspect(source, wanted)
 
 
-def _import_base(
-    store: CheckpointStore, given: argparse.Namespace, adapter: Adapter, progress: Progress
-) -> dict[str, object]:
-    wanted = Wanted(adapter, os.environ.get("ESPALIER_CHAT_TEMPLATE", ""))
-    template, revision = wanted.chat_template, ""
-    if given.base is not None:
-        stored = _known_base(store, given.base)
-        facts = _inspected(stored.path, Wanted(adapter))
-    elif given.directory is not None:
-        facts = _inspected(given.directory, wanted)
-        stored = import_directory(store, given.directory, template, progress)
-    else:
-        token = os.environ.get("ESPALIER_BASE_TOKEN", "")
-        asked = given.hugging_face, _BASE_FIELD, token
-        with _downloaded(store, *asked, progress) as (source, promised):
-            facts = _inspected(source, wanted)
-            stored = import_download(store, source, template, promised)
-        revision = given.hugging_face.partition("@")[2]
-    report = Resolved(
-        uri=f"file://{stored.path}",
-        revision=revision,
-        digest=stored.digest,
-        context_tokens=facts.context_tokens,
-        chat_template="Present" if facts.chat_template else "Missing",
-        unstopped_turn_end=facts.unstopped,
-    )
-    return report.wire()
+def _give_template(base: Path, chat_template: str) -> None:
+    """Writes the template where transformers and vLLM look first."""
+    if chat_template:
+        (base / TEMPLATE).write_text(chat_template)
 
 
-def _import_adapter(
-    store: CheckpointStore, given: argparse.Namespace, base: str, wanted: Adapter
-) -> dict[str, object]:
-    if given.adapter is not None:
-        stored = import_adapter(store, given.adapter, wanted, model=given.model, base=base)
-    else:
-        token = os.environ.get("ESPALIER_ADAPTER_TOKEN", "")
-        with _downloaded(store, given.adapter_hugging_face, _ADAPTER_FIELD, token) as (source, _):
-            stored = import_adapter(store, source, wanted, model=given.model, base=base)
-    return {"digest": stored.digest, "sizeBytes": stored.size_bytes}
+def _download(
+    order: Order, source: Source, token: str, progress: Progress | None = None
+) -> tuple[Path, Mapping[str, str]]:
+    """Downloads a repository; returns where it is, and the SHA-256 that the hub promises.
+
+    The files stay for a retry. ``token`` is the variable with the hub's token.
+    """
+    # Imported here: importing from a directory needs no hub client.
+    from espalier.trainer.jobs.hub import Download  # noqa: PLC0415
+    from espalier.trainer.jobs.hub_repository import Repository  # noqa: PLC0415
+
+    repository = Repository.parse(source.hugging_face, source.field)
+    target, given = order.staging / source.staged, os.environ.get(token, "")
+    download = Download(repository, target, PATTERNS, given, _patience(), progress)
+    return target, download.run()
 
 
 def _patience() -> float:
@@ -234,32 +199,6 @@ def _patience() -> float:
             "set hub.patienceSeconds of the chart's values to a number of seconds above 0",
         )
     return float(text)
-
-
-@contextmanager
-def _downloaded(
-    store: CheckpointStore, text: str, field: str, token: str, progress: Progress | None = None
-) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """Downloads a repository; returns the SHA-256 that the hub promises.
-
-    The files are kept only for a retry, and removed after a user's mistake.
-    """
-    # Imported here: importing from a directory needs no hub client.
-    from espalier.trainer.jobs.hub import Download  # noqa: PLC0415
-    from espalier.trainer.jobs.hub_repository import Repository  # noqa: PLC0415
-
-    name = hashlib.sha256(f"{field} {text}".encode()).hexdigest()[:16]
-    target = store.download(os.environ.get("ESPALIER_MODEL", ""), name)
-    repository = Repository.parse(text, field)
-    try:
-        with volume_written(target.parent):
-            download = Download(repository, target, PATTERNS, token, _patience(), progress)
-            promised = download.run()
-            yield target, promised
-    except (UserMistakeError, DamagedError):
-        store.discard_download(target)
-        raise
-    store.discard_download(target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,7 @@ from espalier.core.volume import (
 )
 from espalier.trainer.volume.durable_files import STAGING, make_directory, sync, volume_written
 from espalier.trainer.volume.manifests import DigestError, Stored, model_of, opened
+from espalier.trainer.volume.staged_files import Entry, measured
 
 __all__ = ["CheckpointStore", "DigestError", "Stored"]
 
@@ -38,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 # Files hashed at the same time: one takes a core, and a volume seldom feeds more.
 HASHED_AT_ONCE = 4
-NOTHING_PROMISED: Mapping[str, str] = {}
 
 
 class CheckpointStore:
@@ -60,12 +61,6 @@ class CheckpointStore:
         """The directory where the volume is mounted."""
         return self._root
 
-    def make_folders(self) -> None:
-        """Makes the folders of bases and checkpoints, which pods mount by themselves."""
-        with volume_written(self._root):
-            for folder in FOLDERS.values():
-                make_directory(self._root / folder)
-
     def model_directory(self, model: str) -> Path:
         """The directory of a model's command log; made if absent."""
         path = self.model_path(model)
@@ -75,21 +70,6 @@ class CheckpointStore:
     def model_path(self, model: str) -> Path:
         """The directory of a model's command log, which may be absent."""
         return volume.log_of(self._root, model)
-
-    def download(self, model: str, name: str) -> Path:
-        """The directory of an unfinished download; removes the model's other downloads."""
-        folder = self._root / "downloads" / (model or "by-hand")
-        make_directory(folder)
-        for other in folder.iterdir():
-            if other.name != name:
-                shutil.rmtree(other, ignore_errors=True)
-        return folder / name
-
-    def discard_download(self, path: Path) -> None:
-        """Removes a download, and its model's folder if that was the last in it."""
-        shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            path.parent.rmdir()
 
     @contextmanager
     def staging(self, kind: Kind) -> Iterator[Path]:
@@ -107,38 +87,23 @@ class CheckpointStore:
             finally:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def commit(
-        self,
-        kind: Kind,
-        staged: Path,
-        metadata: dict[str, Any],
-        promised: Mapping[str, str] = NOTHING_PROMISED,
-    ) -> tuple[Stored, bool]:
-        """Makes a staged directory durable under its digest; False if it was there already.
+    def commit(self, kind: Kind, staged: Path, metadata: dict[str, Any]) -> tuple[Stored, bool]:
+        """Makes a staged directory durable under its digest; False if it was there already."""
+        return self.place(kind, staged, measured(staged), metadata)
 
-        ``promised`` are the SHA-256 of files that their source gives; DigestError if one differs.
-        """
-        files: dict[str, dict[str, Any]] = {}
-        for path in sorted(p for p in staged.rglob("*") if p.is_file()):
-            path.chmod(0o644)
-            sync(path)
-            files[path.relative_to(staged).as_posix()] = {
-                "sha256": sha256_of(path),
-                "size": path.stat().st_size,
-            }
-        for name, digest in promised.items():
-            if name in files and files[name]["sha256"] != digest:
-                raise DigestError(f"{name} is not what its source promises: its SHA-256 differs")
-        for directory in [p for p in staged.rglob("*") if p.is_dir()]:
-            directory.chmod(0o755)
-            sync(directory)
+    def place(
+        self, kind: Kind, staged: Path, files: Mapping[str, Entry], metadata: dict[str, Any]
+    ) -> tuple[Stored, bool]:
+        """Like ``commit``, of a directory whose files are ``measured`` and on disk."""
         manifest = {"kind": kind, "files": files, **metadata}
         make_directory(self._folder(kind))
         text = canonical_json(manifest)
         digest = digest_of(text)
-        (staged / MANIFEST).write_text(text)
-        (staged / MANIFEST).chmod(0o644)
-        sync(staged / MANIFEST)
+        with (staged / MANIFEST).open("x") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+            file.flush()
+            os.fsync(file.fileno())
         staged.chmod(0o755)
         sync(staged)
         final = self._folder(kind) / directory_name(digest)

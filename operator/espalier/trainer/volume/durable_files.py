@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from espalier.trainer.problems import CommandError, volume_problem
@@ -43,6 +44,25 @@ def make_directory(path: Path) -> None:
     make_directory(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
+
+
+def emptied(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Removes what is in a folder but what is to be kept."""
+    with suppress(OSError):
+        for path in [path for path in folder.iterdir() if path.name not in keep]:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it, whoever has made it.
+
+    What cannot be removed stays, such as folders in folders deeper than Python recurses.
+    """
+    with suppress(OSError, RecursionError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def write_file(path: Path, data: bytes) -> None:
