@@ -63,6 +63,23 @@ async def test_a_request_reaches_the_rollout_under_the_adapters_name_with_our_to
     assert caller.subject == "gateway"
 
 
+async def test_a_rollout_can_tell_callers_apart_and_not_who_they_are(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pod = await upstream(answer)
+    serve(gateway, pod.port)
+    for token in (gateway.users.trainer, gateway.users.reader, gateway.users.trainer):
+        # No caller says who it is, nor when it is served.
+        said = {"Espalier-Caller": "somebody", "X-Vllm-Priority": "-1"}
+        reply = await gateway.post("/v1/completions", ASK, token, **said)
+        assert reply.status == 200
+    assert all("X-Vllm-Priority" not in request.headers for request in pod.requests)
+    first, second, again = (request.headers["Espalier-Caller"] for request in pod.requests)
+    assert first == again != second
+    assert len(first) == 24
+    assert set(first) <= set("0123456789abcdef")
+
+
 @pytest.mark.parametrize(
     ("asked", "sampled"),
     [("arith", "arith-000001"), ("arith@arith-000002", "arith-000002"), ("arith@base", "base")],

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from tests.gateway.conftest import Behaviour, Gateway
-from tests.gateway.test_completions import A, Start, hang, hang_up, serve
+from tests.gateway.test_completions import ASK, A, Start, hang, hang_up, serve
 from tests.gateway.test_training import training
 from tests.gateway.world import condition
 
@@ -112,6 +112,17 @@ async def test_a_sample_that_fails_is_told_with_whose_fault_it_is(
     status, told = await sampled(gateway, serve(gateway, pod.port))
     assert (status, told["category"]) == (200, category)
     assert says in told["error"]
+
+
+async def test_a_sample_and_a_completion_of_one_caller_wait_in_one_line(
+    gateway: Gateway, upstream: Start
+) -> None:
+    pod = await upstream(answers((200, {"model": "arith@base", "choices": [CHOICE]})))
+    model = serve(gateway, pod.port)
+    assert (await sampled(gateway, model))[0] == 200
+    assert (await gateway.post("/v1/completions", ASK)).status == 200
+    first, second = (request.headers["Espalier-Caller"] for request in pod.requests)
+    assert first == second != ""
 
 
 async def test_a_sample_of_no_tokens_has_none(gateway: Gateway, upstream: Start) -> None:

@@ -19,6 +19,7 @@ from tests.sampler.tiny import commit_adapter, commit_base, make_model
 from espalier.core.names import adapter_name
 from espalier.gateway.tinker.names import Sampler, Session
 from espalier.gateway.world.world import NamespacedName
+from espalier.sampler.flags import MAX_SEQUENCES
 from espalier.tinker.messages_pb2 import SampleResponse
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -290,3 +291,35 @@ async def test_a_seed_gives_the_same_samples_again_whatever_is_sampled_beside(
     assert alone not in (together[1], together[2], together[4])
     # The completions of one request are others of each other.
     assert len({tuple(tokens) for tokens in alone}) > 1
+
+
+FLOOD = 4 * MAX_SEQUENCES
+
+
+def counted(scraped: str, *metrics: str) -> float:
+    """The sum of these metrics of vLLM."""
+    lines = (line for line in scraped.splitlines() if line.startswith(metrics))
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+async def test_a_newcomer_is_served_before_what_waits_of_a_flood_which_samples_the_same(
+    gateway: Gateway, arith: NamespacedName, served: Served
+) -> None:
+    async def scraped(*metrics: str) -> float:
+        return counted(await asyncio.to_thread(served.rollout.scrape), *metrics)
+
+    asked = {"max_tokens": 64, "ignore_eos": True}
+    (alone,) = (await complete(gateway, "arith", **asked))["choices"]
+    flood = [asyncio.create_task(complete(gateway, "arith", **asked)) for _ in range(FLOOD)]
+    there = 0.0
+    while there + sum(one.done() for one in flood) < FLOOD:
+        there = await scraped("vllm:num_requests_running", "vllm:num_requests_waiting{")
+    body = {"model": "arith", "prompt": PROMPT, **GREEDY}
+    reply = await gateway.post("/v1/completions", body, gateway.users.reader)
+    assert reply.status == 200, await reply.text()
+    # Served as they come, all of the flood would have begun before it.
+    assert sum(not one.done() for one in flood) > MAX_SEQUENCES
+    answers = await asyncio.gather(*flood)
+    # The cache has no room for so many: some were put off in the middle, and computed again.
+    assert await scraped("vllm:num_preemptions_total") > 0
+    assert all(same(answer["choices"][0], alone) for answer in answers)

@@ -12,16 +12,18 @@ from http import HTTPStatus
 from typing import Any
 
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.logger import init_logger
 
+from espalier.api.wire.headers import CALLER
 from espalier.api.wire.problem import Problem
 from espalier.api.wire.rollout_control import KEPT_ROLLOUTS, ServeRequest
 from espalier.core import names
-from espalier.sampler import chat_checks, continuation, guard, settings
+from espalier.sampler import chat_checks, continuation, guard, settings, turns
 from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
@@ -65,7 +67,10 @@ class ControlRoutes:
             chat_checks.install(scope["app"].state.openai_serving_chat, continuation.FIELDS)
             chat_checks.install_plain(scope["app"].state.openai_serving_completion)
             continuation.install(scope["app"].state.openai_serving_chat)
+            turns.install(scope["app"].state.engine_client)
             await self._serving.warm_up()
+        else:
+            turns.CALLER.set(Headers(scope=scope).get(CALLER, ""))
         await self._route(scope)(scope, receive, send)
 
     def _route(self, scope: Scope) -> ASGIApp:

@@ -55,6 +55,8 @@ def common_arguments(settings: SamplerSettings, seed: int) -> list[str]:
         *("--logprobs-mode", "processed_logprobs"),
         # The model's own generation_config.json would change sampling parameters left unset.
         *("--generation-config", "vllm"),
+        # Callers take turns (turns.py): a request's priority is its number.
+        *("--scheduling-policy", "priority"),
         # With 0, clients in flight hang until their own timeout.
         *("--shutdown-timeout", str(SHUTDOWN_SECONDS)),
         *("--middleware", "espalier.sampler.control_route.GuardedControl"),

@@ -8,7 +8,6 @@ has arrived (``espalier.trainer.engine.unkeyed``). HTTP has a sign of that: the 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import socket
 
@@ -40,7 +39,7 @@ def is_unkeyed(request: web.Request) -> bool:
 
 def client_name(user: User) -> str:
     """The name by which a trainer keeps the unkeyed commands of one user."""
-    return f"unkeyed-{hashlib.sha256(user.name.encode()).hexdigest()[:24]}"
+    return f"unkeyed-{user.digest}"
 
 
 async def write_until_closed(request: web.Request, response: web.Response) -> bool:

@@ -20,7 +20,8 @@ CHAT_TEMPLATE = "chat_template"
 CHUNKS = "prompt_chunks"
 CACHE_KEY = "prompt_cache_key"
 CACHE_KEY_CHARACTERS = 256
-# Fields for other configurations of vLLM: priorities, several servers for one request, plugins.
+# Fields for other configurations of vLLM: several servers for one request, plugins. ``priority`` is
+# the sampler's to set (``espalier.sampler.turns``).
 # ``user`` is a caller's name for its user, which OpenAI's service reads and nothing here does.
 _LEFT_OUT = (
     "user",

@@ -9,7 +9,7 @@ from collections import Counter
 import aiohttp
 from aiohttp import web
 
-from espalier.api.wire.headers import CHECKPOINT
+from espalier.api.wire.headers import CALLER, CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway import prometheus
 from espalier.gateway.access.answer_writer import write_answer
@@ -87,7 +87,7 @@ class CompletionRoutes:
         recorded = bool(trace) and asked.recordable
         keeper = await self._keepers.keeper(user, target.model) if recorded else None
         async with self._quotas.sample(user, target.model) as share:
-            exchange = Exchange(request, slug, ref, target, asked, share, trace, keeper)
+            exchange = Exchange(request, user, slug, ref, target, asked, share, trace, keeper)
             try:
                 return await self._complete(exchange)
             finally:
@@ -158,6 +158,7 @@ class CompletionRoutes:
         headers = self._pods.tokens.header(exchange.target.model, pod)
         headers["Content-Type"] = "application/json"
         headers[X_REQUEST_ID] = exchange.request[REQUEST_ID]
+        headers[CALLER] = exchange.user.digest
         async with self._pods.session.post(
             f"http://{pod.address}/v1/{exchange.request.path.removeprefix('/v1').lstrip('/')}",
             data=sent,

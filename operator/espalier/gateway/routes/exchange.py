@@ -11,6 +11,7 @@ from aiohttp import web
 from espalier.api.wire.headers import CHECKPOINT
 from espalier.core.names import BASE
 from espalier.gateway.access.answer_writer import write_part
+from espalier.gateway.access.auth import User
 from espalier.gateway.access.quotas import Share
 from espalier.gateway.hud.trace_keepers import Keeper
 from espalier.gateway.problems import RefusalError, openai_body
@@ -29,6 +30,7 @@ class Exchange:
     """
 
     request: web.Request
+    user: User
     slug: Slug
     ref: str
     target: Target

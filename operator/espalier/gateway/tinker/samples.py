@@ -13,6 +13,7 @@ from functools import partial
 import aiohttp
 from pydantic_core import to_json
 
+from espalier.api.wire.headers import CALLER
 from espalier.gateway.access.auth import User
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
@@ -162,18 +163,19 @@ class Samples:
             turn = self._turns[target.model] = self._turns[target.model] + 1
             pod = target.pods[turn % len(target.pods)]
             try:
-                return await self._send_to(pod, running.request, target, sent, share)
+                return await self._send_to(pod, running, target, sent, share)
             except aiohttp.ClientError as error:
                 lost = error
                 await asyncio.sleep(AGAIN_SECONDS)
         raise not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {lost}")
 
     async def _send_to(
-        self, pod: PodAddress, request: Sample, target: Target, sent: bytes, share: Share
+        self, pod: PodAddress, running: _Running, target: Target, sent: bytes, share: Share
     ) -> bytes:
         headers = {
             **self._pods.tokens.header(target.model, pod),
             "Content-Type": "application/json",
+            CALLER: running.user.digest,
         }
         url = f"http://{pod.address}/v1/completions"
         async with self._pods.session.post(
@@ -185,7 +187,7 @@ class Samples:
                     share.spend(tokens_of(answer))
                     refuse_cut_short(answer)
                     try:
-                        return sampling.response(request, read_json(answer))
+                        return sampling.response(running.request, read_json(answer))
                     except UnreadableError as error:
                         raise unknown(response, f"answers a completion wrongly: {error}") from error
             message = _message_of(answer)
