@@ -62,8 +62,7 @@ class Bodies:
 
     def referred(self, number: int) -> bytes:
         """Those log-probs; empty if none are kept, as by earlier versions."""
-        path = self._referred(number)
-        return path.read_bytes() if path.exists() else b""
+        return _plain(self._referred(number)) or b""
 
     def _referred(self, number: int) -> Path:
         return self.directory / f"{number:09d}.referred"
@@ -79,21 +78,23 @@ def read_logged(path: Path, digest: str, kind: str, key: Key) -> bytes:
         CommandError: 409 where there is no such file, or its bytes are not those of the SHA-256
             ``digest``; 507 for a fault of the volume.
     """
-    try:
-        with volume_written(path):
-            data = _plain(path)
-    except OSError:
-        # Nothing, a folder, a link.
-        raise _altered(kind, key) from None
-    if hashlib.sha256(data).hexdigest() != digest:
+    data = _plain(path)
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
         raise _altered(kind, key)
     return data
 
 
-def _plain(path: Path) -> bytes:
-    """What a file holds. Follows no link, and waits for no pipe: of what is no file, nothing."""
-    with open(path, "rb", opener=_here) as file:
-        return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+def _plain(path: Path) -> bytes | None:
+    """What a file holds; None where there is none, and of a link, a folder or a pipe.
+
+    Raises:
+        CommandError: 507 for a fault of the volume.
+    """
+    try:
+        with volume_written(path), open(path, "rb", opener=_here) as file:
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except OSError:
+        return None
 
 
 def _here(path: str, flags: int) -> int:
