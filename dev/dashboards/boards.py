@@ -386,7 +386,7 @@ GATEWAY = Dashboard(
             "Refusals, and the process",
             (
                 _graph(
-                    "Refused for their form or size, and faults of pods",
+                    "Refused requests, and faults of pods",
                     "ops",
                     (
                         _rate("espalier_gateway_refused_requests_total", "reason"),

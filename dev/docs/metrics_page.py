@@ -11,12 +11,13 @@ from espalier.api.metric_names import MEASURED, STEP_REWARD
 from espalier.gateway import prometheus as gateway
 from espalier.kube import queue_metrics
 from espalier.runner import prometheus as runner
+from espalier.sampler import prometheus as sampler
 from espalier.trainer import prometheus as trainer_series
 from espalier.trainer.batch.step_metrics import GRADIENT_NORM, LEARNING_RATE, METRICS
 
 Series = Counter | Gauge | Histogram
 TYPES = {Counter: "counter", Gauge: "gauge", Histogram: "histogram"}
-REGISTRIES = (queue_metrics, gateway, trainer_series, runner)
+REGISTRIES = (queue_metrics, gateway, trainer_series, sampler, runner)
 # What the runner and the Python client add to a step. tests/docs finds every name in their code.
 OF_SAMPLES = {
     "rollout/reward/mean": "Mean reward of the samples that the step was taken with.",
@@ -124,7 +125,8 @@ def pages() -> dict[str, str]:
             "## Runner: `/metrics` on port 8080",
             _series(runner),
             "## Sampler: `/metrics` on port 8000, with a token",
-            "[vLLM's own](https://docs.vllm.ai/en/stable/usage/metrics.html), without "
+            _series(sampler),
+            "Beside it [vLLM's own](https://docs.vllm.ai/en/stable/usage/metrics.html), without "
             "`vllm:lora_requests_info`, which would be a series for each combination of adapters. "
             "Our dashboards and alerts read these:",
             table(("series", "meaning"), ((code(n), text) for n, text in OF_VLLM.items())),

@@ -60,7 +60,7 @@ def policed(apiserver: ApiServer) -> ApiServer:
     sets += ["--set", f"namespaces={{{TEAM}}}", "--kube-version", "1.35.0"]
     text = helm("template", "espalier", str(CHART), "--namespace", SYSTEM, *sets)
     found = [item for item in yaml.safe_load_all(text) if item and item["kind"] in POLICIES]
-    assert len(found) == 12
+    assert len(found) == 14
     apiserver.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(found))
     apiserver.wait_for("the policies to be in force", lambda: refused(_probe(apiserver)))
     return apiserver

@@ -11,9 +11,10 @@ import yaml
 from dev.apiserver import ApiServer, ApiServerError
 from tests.api.test_admission_policy import As, refused
 from tests.api.test_chart import CHART, helm
-from tests.kube.children import BASE, REVISION, SETTINGS, model_of, run_of
+from tests.kube.children import BASE, HUB_BASE, REVISION, SETTINGS, model_of, run_of
 
 from espalier.core.manifests.importer import importer_job
+from espalier.core.manifests.installation import KEYS_FILE, HubSettings
 from espalier.core.manifests.runner import runner_job
 from espalier.core.manifests.sampler import rollout_deployment
 from espalier.core.manifests.trainer import trainer_statefulset
@@ -23,13 +24,23 @@ INSTALLED = (
     *(f"images.{name}={name}:1" for name in ("operator", "trainer", "rollout", "runner")),
     f"namespaces={{{TEAM}}}",
     "imagePullSecrets[0].name=everybodys",
+    "hub.caBundle.configMap=certificates",
 )
-PULLING = dataclasses.replace(SETTINGS, pull_secrets=("everybodys",))
+PULLING = dataclasses.replace(
+    SETTINGS,
+    pull_secrets=("everybodys",),
+    public_keys=KEYS_FILE,
+    hub=HubSettings(ca_config_map="certificates"),
+)
 CHOICES = {
     "images": ["registry.example/models/", "registry.example/lone:1"],
     "claims": ["espalier-weights", "boards"],
     "secrets": ["hub", "mirror"],
+    "configMaps": ["tasks", "scores"],
     "priorityClasses": ["low"],
+    "runtimeClasses": ["nvidia"],
+    "nodeLabels": ["pool=training", "topology.kubernetes.io/zone"],
+    "tolerations": ["nvidia.com/gpu", "team=ours"],
 }
 
 Body = dict[str, Any]
@@ -83,6 +94,12 @@ def trainer(**template: Any) -> Body:
     return trainer_statefulset(model, PULLING, base=BASE, replicas=1)
 
 
+def shown(name: str) -> Body:
+    """A variable of a ConfigMap."""
+    reference = {"configMapKeyRef": {"name": name, "key": "a"}}
+    return {"env": [{"name": "SHOWN", "valueFrom": reference}]}
+
+
 def from_secret(name: str) -> Body:
     """A variable of a template, beside one of a text."""
     reference = {"secretKeyRef": {"name": name, "key": "password"}}
@@ -100,6 +117,31 @@ def of_tracker(secret: str) -> Body:
     return {"wandb": {"apiKeySecretRef": key}}
 
 
+def rewards(config_map: str) -> list[Body]:
+    reference = {"name": config_map, "key": "score.py"}
+    return [{"name": "score", "python": {"configMapRef": reference}}]
+
+
+def nodes(operator: str, key: str, *values: str, of: str = "matchExpressions") -> Body:
+    """An affinity to nodes."""
+    requirement = {"key": key, "operator": operator} | ({"values": [*values]} if values else {})
+    required = {"nodeSelectorTerms": [{of: [requirement]}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+
+
+def preferred(key: str, value: str) -> Body:
+    """A preference for nodes."""
+    requirement = {"key": key, "operator": "In", "values": [value]}
+    weighed = [{"weight": 1, "preference": {"matchExpressions": [requirement]}}]
+    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": weighed}}
+
+
+def pods(which: str, topology: str) -> Body:
+    """An affinity to pods, or against them."""
+    term = {"topologyKey": topology, "labelSelector": {"matchLabels": {"a": "b"}}}
+    return {which: {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
 PYTHON = {"image": "registry.example/games:1", "tasks": "game:tasks", "rollout": "game:rollout"}
 LOW = {"template": {"priorityClassName": "low"}}
 HIGH = {"template": {"priorityClassName": "system-cluster-critical"}}
@@ -109,9 +151,24 @@ MAY = {
     "a claim": importer(source=of_claim("boards")),
     "a Secret as a variable": trainer(**from_secret("hub")),
     "a Secret to pull with, and that of every pod": trainer(imagePullSecrets=[{"name": "mirror"}]),
-    "a ConfigMap as a variable": trainer(
-        env=[{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "any", "key": "a"}}}]
+    "a ConfigMap as a variable": trainer(**shown("scores")),
+    "ConfigMaps of tasks and of rewards": runner(rewards=rewards("scores")),
+    "those that the installation mounts": importer_job(
+        model_of(source={"base": HUB_BASE}), PULLING
     ),
+    "a runtime class": trainer(runtimeClassName="nvidia"),
+    "nodes by a label": trainer(nodeSelector={"pool": "training"}),
+    "nodes by any value of a label": trainer(nodeSelector={"topology.kubernetes.io/zone": "a"}),
+    "nodes by their affinity": trainer(
+        affinity=nodes("In", "pool", "training")
+        | pods("podAffinity", "topology.kubernetes.io/zone")
+    ),
+    "nodes far from others": trainer(affinity=pods("podAntiAffinity", "kubernetes.io/hostname")),
+    "a taint of any value": trainer(tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}]),
+    "one of any value, by its value": trainer(
+        tolerations=[{"key": "nvidia.com/gpu", "value": "a"}]
+    ),
+    "a taint by its value": trainer(tolerations=[{"key": "team", "value": "ours"}]),
     "a token of the hub": importer(source=of_hub("hub")),
     "a priority class": trainer_statefulset(model_of(trainer=LOW), SETTINGS, base=BASE, replicas=1),
     "none": rollout_deployment(model_of(), SETTINGS, base=BASE),
@@ -142,6 +199,53 @@ MAY_NOT = {
     "that of every pod as a variable": (trainer(**from_secret("everybodys")), "Secret everybodys"),
     "a Secret of the namespace as a token": (importer(source=of_hub("ledger")), "Secret ledger"),
     "one as a tracker's key": (runner(tracking=of_tracker("ledger")), "Secret ledger"),
+    "a ConfigMap as a variable": (trainer(**shown("ledger")), "ConfigMap ledger may not be named"),
+    "a ConfigMap of tasks": (
+        runner(taskset={"seed": 1, "configMap": {"name": "ledger"}}),
+        "ConfigMap ledger",
+    ),
+    "one of rewards": (runner(rewards=rewards("ledger")), "ConfigMap ledger"),
+    "a runtime class": (trainer(runtimeClassName="host"), "runtime class host"),
+    "nodes by another value": (
+        trainer(nodeSelector={"pool": "serving"}),
+        "node label pool=serving may not be chosen",
+    ),
+    "nodes by another label": (
+        trainer(nodeSelector={"pool": "training", "node-role.kubernetes.io/control-plane": ""}),
+        "node label node-role.kubernetes.io/control-plane=",
+    ),
+    "nodes whose label has any value": (
+        trainer(affinity=nodes("Exists", "pool")),
+        "node label pool",
+    ),
+    "nodes of two values": (
+        trainer(affinity=nodes("In", "pool", "training", "serving")),
+        "node label pool",
+    ),
+    "a node by its name": (
+        trainer(affinity=nodes("In", "metadata.name", "a", of="matchFields")),
+        "node label metadata.name",
+    ),
+    "nodes that are preferred": (trainer(affinity=preferred("pool", "serving")), "node label pool"),
+    "the nodes of other pods": (
+        trainer(affinity=pods("podAffinity", "kubernetes.io/hostname")),
+        "node label kubernetes.io/hostname",
+    ),
+    "a taint": (
+        trainer(
+            tolerations=[{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}]
+        ),
+        "toleration of node-role.kubernetes.io/control-plane of any value may not be set",
+    ),
+    "a taint of another value": (
+        trainer(tolerations=[{"key": "team", "value": "theirs"}]),
+        "toleration of team=theirs",
+    ),
+    "a taint of any value where one is listed": (
+        trainer(tolerations=[{"key": "team", "operator": "Exists"}]),
+        "toleration of team of any value",
+    ),
+    "every taint": (trainer(tolerations=[{"operator": "Exists"}]), "toleration of every taint"),
     "a priority class": (
         rollout_deployment(model_of(rollout=HIGH), SETTINGS, base=BASE),
         "priority class system-cluster-critical",
@@ -168,6 +272,19 @@ def test_workloads_of_others_choose_what_they_like(operator: As) -> None:
     assert attempt(operator, body) == ""
 
 
+def test_a_queue_places_the_jobs_that_it_lets_go(operator: As, apiserver: ApiServer) -> None:
+    user = "system:serviceaccount:kueue-system:kueue-controller-manager"
+    binding = ("create", "rolebinding", "queues", "-n", TEAM, "--clusterrole=edit")
+    apiserver.kubectl(*binding, f"--user={user}")
+    body = importer()
+    body["spec"]["template"]["spec"] |= {
+        "nodeSelector": {"flavor": "spot"},
+        "tolerations": [{"key": "spot", "operator": "Exists"}],
+    }
+    assert "node label flavor=spot" in attempt(operator, body)
+    assert attempt(As(apiserver, user), body) == ""
+
+
 def test_nothing_is_bounded_unless_it_is_listed() -> None:
     with pytest.raises(ApiServerError, match="could not find template"):
         policies({})
@@ -176,5 +293,6 @@ def test_nothing_is_bounded_unless_it_is_listed() -> None:
     assert "may not be run here" not in only
     with pytest.raises(ApiServerError, match=r"admissionPolicy\.enabled is false"):
         policies(CHOICES, "admissionPolicy.enabled=false")
-    with pytest.raises(ApiServerError, match="images"):
-        policies({"images": ["registry.example/' + 'x"]})
+    for name in CHOICES:
+        with pytest.raises(ApiServerError, match=name):
+            policies({name: ["registry.example/' + 'x"]})

@@ -39,6 +39,8 @@ class Pod:
     port: int = field(default_factory=free_port)
     elsewhere: int = field(default_factory=free_port)
     visits: list[str] = field(default_factory=list)
+    # Counts the requests that are never answered.
+    silent: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         word = request.headers.get("Idempotency-Key", "").partition("/")[0]
@@ -47,6 +49,9 @@ class Pod:
             return web.json_response(problem, status=503)
         body = await request.read()
         word = word or json.loads(body)["prompt"]
+        if word == "silent":
+            self.silent.release()
+            await asyncio.Event().wait()
         if word in ("endless", "stream"):
             return await self._endless(request, word)
         return self._answer_of(word, len(body))
@@ -191,8 +196,11 @@ def answered(connection: socket.socket) -> tuple[int, bytes]:
 
 
 @contextmanager
-def gateway(server: ApiServer, namespace: str, log: Path) -> Iterator[Hostile]:
-    """A process of the gateway in a namespace of its own, with one model on a hostile pod."""
+def gateway(server: ApiServer, namespace: str, log: Path, **settings: str) -> Iterator[Hostile]:
+    """A process of the gateway in a namespace of its own, with one model on a hostile pod.
+
+    ``settings``: more variables of its environment.
+    """
     server.create_namespace(namespace)
     server.kubectl("apply", "-n", namespace, "-f", "-", stdin=RIGHTS)
     for name in ("trainer", "stranger"):
@@ -220,7 +228,7 @@ def gateway(server: ApiServer, namespace: str, log: Path) -> Iterator[Hostile]:
         log.open("wb") as errors,
         subprocess.Popen(
             (sys.executable, "-m", "espalier.gateway"),
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, **settings},
             stderr=errors,
         ) as process,
     ):

@@ -9,10 +9,11 @@ from tests.gateway.conftest import (
     upstream,
     users,
 )
-from tests.trainer.conftest import policy, shared_policy, tiny_base, volume
+from tests.trainer.conftest import engine, policy, shared_policy, tiny_base, volume
 
 __all__ = [
     "cluster",
+    "engine",
     "gateway",
     "policy",
     "pytest_asyncio_loop_factories",

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import tarfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.api.trainablemodel import TrainableModel
+from espalier.cli.archive import unpack
 from espalier.cli.failure import CliError
 from espalier.cli.kubectl import Kubectl
 from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE
@@ -24,6 +24,8 @@ from espalier.core.volume import checkpoints_of, directory_name
 
 _EXPORT = ("-m", "espalier.trainer.jobs.export")
 _INSIDE = "/export"
+# GNU's format has sizes beyond 8 GiB without a header of another type.
+_TAR = ("--format=gnu", "-cf", "-", ".")
 # The pod ends by itself if this command cannot delete it.
 _LIMIT_SECONDS = 3600
 _START_SECONDS = 300
@@ -186,18 +188,11 @@ def _fetch(kubectl: Kubectl, pod: str, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     staged = output.parent / f".tmp-{uuid.uuid4().hex}"
     try:
-        with (
-            kubectl.stream(
-                "exec", pod, "--", "tar", "-C", f"{_INSIDE}/out", "-cf", "-", "."
-            ) as raw,
-            tarfile.open(fileobj=raw, mode="r|") as archive,
-        ):
-            archive.extractall(staged, filter="data")
+        with kubectl.stream("exec", pod, "--", "tar", "-C", f"{_INSIDE}/out", *_TAR) as raw:
+            unpack(raw, staged)
         if output.exists():
             shutil.rmtree(output)
         staged.rename(output)
-    except tarfile.TarError as error:
-        raise CliError(f"the files did not arrive whole: {error}; try again") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -30,7 +30,7 @@ from espalier.gateway.hud.set_head import HeadMoves
 from espalier.gateway.hud.trace_keepers import TraceKeepers
 from espalier.gateway.hud.trace_outbox import TraceOutbox
 from espalier.gateway.hud.traces import TraceRoutes
-from espalier.gateway.problems import CLIENT_GONE, RefusalError, respond
+from espalier.gateway.problems import CLIENT_GONE, RefusalError, counted, respond
 from espalier.gateway.routes.barren_rounds import BarrenRoundRoutes
 from espalier.gateway.routes.completions import CompletionRoutes
 from espalier.gateway.routes.evaluations import EvaluationRoutes
@@ -233,6 +233,7 @@ async def _refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
             "the gateway failed on this request",
             f"Its log has the cause under request id {request[REQUEST_ID]}",
         )
+    counted(answer)
     request[audit.REASON] = answer.reason
     spans.note({spans.REASON: answer.reason})
     if _BEGUN in request:

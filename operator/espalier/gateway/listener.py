@@ -13,10 +13,12 @@ import ssl
 import struct
 from collections.abc import Coroutine
 from functools import partial
+from http import HTTPStatus
 from typing import cast
 
 from aiohttp import web
 
+from espalier.gateway import prometheus
 from espalier.gateway.access.connections import Connection, Connections
 
 # Of a client that begins TLS and does not go on.
@@ -100,9 +102,15 @@ class CountedSite(web.BaseSite):
         server, loop = self._runner.server, asyncio.get_running_loop()
         assert server is not None, "the runner is set up"
         tls = self._ssl_context
+
+        def made() -> _Counted:
+            # As the server makes its own.
+            inner = _Handler(server, loop=loop, **server._kwargs)
+            return _Counted(inner, connection, self._connections)
+
         try:
             await loop.connect_accepted_socket(
-                lambda: _Counted(server(), connection, self._connections),
+                made,
                 accepted,
                 ssl=tls,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
@@ -120,6 +128,23 @@ class CountedSite(web.BaseSite):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+class _Handler(web.RequestHandler):
+    """aiohttp's, which also counts what is no HTTP: no middleware sees that."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+            prometheus.REFUSED.labels("HttpMalformed").inc()
+        return super().handle_error(request, status, exc, message)
 
 
 class _Counted(asyncio.Protocol):

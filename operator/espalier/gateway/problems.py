@@ -57,6 +57,7 @@ class RefusalError(Exception):
         self.detail = detail
         self.remedy = remedy
         self.retry_after = retry_after
+        self.is_counted = False
 
     @property
     def problem(self) -> Problem:
@@ -81,9 +82,16 @@ RAISE_QUOTAS = "Send less at once or later, or have gateway.quotas of the chart 
 def over(
     reason: str, detail: str, remedy: str, *, retry_after: int = RETRY_AFTER_SECONDS
 ) -> RefusalError:
-    """429 of a caller who takes more than its share; counted."""
-    prometheus.REFUSED.labels(reason).inc()
-    return RefusalError(429, reason, detail, remedy, retry_after=retry_after)
+    """429 of a caller who takes more than its share; counted, whatever becomes of it."""
+    return counted(RefusalError(429, reason, detail, remedy, retry_after=retry_after))
+
+
+def counted(refusal: RefusalError) -> RefusalError:
+    """The refusal, which counts once."""
+    if not refusal.is_counted:
+        refusal.is_counted = True
+        prometheus.REFUSED.labels(prometheus.REASONS.label(refusal.reason)).inc()
+    return refusal
 
 
 def openai_body(refusal: RefusalError) -> dict[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from prometheus_client import Counter, Histogram
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -29,8 +31,8 @@ RETRIES = Counter(
 )
 REFUSED = Counter(
     "espalier_gateway_refused_requests",
-    "Requests refused for their form or size or over a quota of their caller, and connections over "
-    "the most of their address (TooManyConnections), by reason.",
+    "Requests that were refused, by the reason of the answer (see errors), those that are no HTTP "
+    "(HttpMalformed), and connections over the most of their address (TooManyConnections).",
     ["reason"],
 )
 POD_FAULTS = Counter(
@@ -38,3 +40,24 @@ POD_FAULTS = Counter(
     "Answers of pods that were not used: redirects, compressed, too large or unknown, by reason.",
     ["reason"],
 )
+
+_REASON = re.compile(r"[A-Za-z]{1,64}")
+
+
+class Reasons:
+    """Reasons as labels. A pod may give any word for why it refuses: each would be a series."""
+
+    def __init__(self, most: int = 256) -> None:
+        self._most = most
+        self._known: set[str] = set()
+
+    def label(self, reason: str) -> str:
+        """The reason; ``other`` for what is no word, or beyond the most."""
+        if reason not in self._known:
+            if len(self._known) >= self._most or not _REASON.fullmatch(reason):
+                return "other"
+            self._known.add(reason)
+        return reason
+
+
+REASONS = Reasons()

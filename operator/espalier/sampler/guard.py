@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from espalier import identity
 from espalier.api.wire.problem import Problem
 from espalier.api.wire.rollout_control import KEPT_ROLLOUTS
-from espalier.sampler import settings
+from espalier.sampler import prometheus, settings
 
 HEALTH = "/healthz"
 READY = "/readyz"
@@ -135,5 +135,6 @@ def _unfit(headers: Headers, method: str) -> JSONResponse | None:
 
 
 def problem_response(status: int, problem: Problem) -> JSONResponse:
-    """A Problem as an HTTP answer."""
+    """A Problem as an HTTP answer, which is counted."""
+    prometheus.REFUSALS.labels(problem.reason).inc()
     return JSONResponse(problem.model_dump(), status_code=status)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from espalier.changes import Changes
-from espalier.gateway import prometheus
-from espalier.gateway.problems import RAISE_QUOTAS, not_ready, over
+from espalier.gateway.problems import RAISE_QUOTAS, counted, not_ready, over
 
 BODIES_SHARE = 8
 ANSWERS_SHARE = 4
@@ -50,12 +49,12 @@ class ByteBudget:
                         raise TimeoutError
                     await self._freed.wait()
         except TimeoutError:
-            prometheus.REFUSED.labels("GatewayBusy").inc()
-            raise not_ready(
+            busy = not_ready(
                 "GatewayBusy",
                 f"the gateway holds as many bytes of {self._what} as it has memory for",
                 "Send it again, or give the gateway more memory or replicas",
-            ) from None
+            )
+            raise counted(busy) from None
         self._free -= count
         if owner:
             self._of[owner] += count

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from espalier.gateway import prometheus
 from espalier.gateway.access.request_limits import BODY_LIMIT, HELD, too_large
 from espalier.gateway.problems import RefusalError
 from espalier.untrusted import UnreadableError, read_json
@@ -32,7 +31,6 @@ async def read_bytes(request: web.Request) -> bytes:
                     await request[HELD].take(len(part))
                 body += part
                 if len(body) > request[BODY_LIMIT]:
-                    prometheus.REFUSED.labels("BodyTooLarge").inc()
                     raise too_large(request[BODY_LIMIT])
     except TimeoutError as error:
         raise late(BODY_SECONDS) from error
@@ -41,7 +39,6 @@ async def read_bytes(request: web.Request) -> bytes:
 
 def late(seconds: float) -> RefusalError:
     """408: the client does not send what it announced."""
-    prometheus.REFUSED.labels("BodyTimeout").inc()
     return RefusalError(
         408, "BodyTimeout", f"the body did not come within {seconds:.0f} s", "Send it again"
     )

@@ -13,7 +13,6 @@ from aiohttp import hdrs, web
 
 from espalier.api.wire.headers import IDEMPOTENCY_KEY, TERM
 from espalier.core.idempotency import read_key, read_term
-from espalier.gateway import prometheus
 from espalier.gateway.access.byte_budget import ByteBudget, Hold
 from espalier.gateway.problems import RefusalError
 
@@ -68,12 +67,8 @@ class Admission:
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuses a request that breaks a limit, and in the end gives back the bytes it took."""
-        try:
-            _check_headers(request)
-            _check_length(request)
-        except RefusalError as refusal:
-            prometheus.REFUSED.labels(refusal.reason).inc()
-            raise
+        _check_headers(request)
+        _check_length(request)
         hold = request[HELD] = self._bodies.hold()
         request[MOST_OF_ONE] = self._most_of_one
         try:

@@ -236,8 +236,8 @@ class CommandLog(LogQueries):
             self._drop_bodies()
 
     def body(self, record: Record) -> bytes:
-        """The request of a command whose body is kept."""
-        return self._bodies.read(record.number, record.body)
+        """The request of a command whose body is kept; 409 if it is gone, or another."""
+        return self._bodies.read(record)
 
     def referred(self, record: Record) -> bytes:
         """The log-probs of the policy that a pending command is held near; empty if none are kept.

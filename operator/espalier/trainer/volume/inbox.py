@@ -15,6 +15,7 @@ from typing import Any
 
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.durable_files import volume_written, write_file
+from espalier.trainer.volume.log_bodies import read_logged
 from espalier.trainer.volume.log_database import LogDatabase
 from espalier.trainer.volume.log_records import GAP, Key
 
@@ -143,9 +144,8 @@ class Inbox:
         )
 
     def body(self, queued: Queued) -> bytes:
-        """The body as it arrived."""
-        with volume_written(self._bodies):
-            return (self._bodies / queued.file).read_bytes()
+        """The body as it arrived; 409 if it is gone, or another."""
+        return read_logged(self._bodies / queued.file, queued.digest, queued.kind, queued.key)
 
     def files(self) -> set[Path]:
         """The bodies that wait."""

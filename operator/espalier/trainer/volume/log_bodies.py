@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from espalier.trainer.volume.durable_files import make_directory, write_file
+from espalier.trainer.problems import CommandError
+from espalier.trainer.volume.durable_files import make_directory, volume_written, write_file
+from espalier.trainer.volume.log_records import Key, Record
+
+# What the inbox calls a file. A log that lies on a volume could name any other.
+_OF_INBOX = re.compile(r"inbox-[0-9]{9,}")
 
 
 class Bodies:
@@ -20,9 +29,12 @@ class Bodies:
         """Keeps the body of a command."""
         write_file(self._file(number), data)
 
-    def read(self, number: int, name: str) -> bytes:
-        """The body of a command; ``name`` is the inbox's, empty for none."""
-        return self._file(number, name).read_bytes()
+    def read(self, record: Record) -> bytes:
+        """The body of a command; raises what ``read_logged`` does."""
+        if record.body and not _OF_INBOX.fullmatch(record.body):
+            raise _altered(record.kind, record.key)
+        file = self._file(record.number, record.body)
+        return read_logged(file, record.digest, record.kind, record.key)
 
     def remove(self, number: int) -> None:
         """Removes the body of a command that did not come by the inbox."""
@@ -50,11 +62,50 @@ class Bodies:
 
     def referred(self, number: int) -> bytes:
         """Those log-probs; empty if none are kept, as by earlier versions."""
-        path = self._referred(number)
-        return path.read_bytes() if path.exists() else b""
+        return _plain(self._referred(number)) or b""
 
     def _referred(self, number: int) -> Path:
         return self.directory / f"{number:09d}.referred"
 
     def _file(self, number: int, name: str = "") -> Path:
         return self.directory / (name or f"{number:09d}.json")
+
+
+def read_logged(path: Path, digest: str, kind: str, key: Key) -> bytes:
+    """The body of a command, as it came.
+
+    Raises:
+        CommandError: 409 where there is no such file, or its bytes are not those of the SHA-256
+            ``digest``; 507 for a fault of the volume.
+    """
+    data = _plain(path)
+    if data is None or hashlib.sha256(data).hexdigest() != digest:
+        raise _altered(kind, key)
+    return data
+
+
+def _plain(path: Path) -> bytes | None:
+    """What a file holds; None where there is none, and of a link, a folder or a pipe.
+
+    Raises:
+        CommandError: 507 for a fault of the volume.
+    """
+    try:
+        with volume_written(path), open(path, "rb", opener=_here) as file:
+            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except OSError:
+        return None
+
+
+def _here(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _altered(kind: str, key: Key) -> CommandError:
+    return CommandError(
+        409,
+        "BodyAltered",
+        f"the body of {kind} {key.seq} of {key.session} is gone from the volume, or is not the one "
+        "that was logged",
+        "send the step again, forward_backward first; and see who else writes the volume",
+    )
