@@ -43,6 +43,8 @@ gateway() {
   .venv/bin/python -m bench.gateway.batch
   echo "== what one caller's flood costs another (goal: p99 within 1.5 times)"
   .venv/bin/python -m bench.gateway.fairness
+  echo "== what a flood in a sampler's queue costs another caller (goal: p99 within 1.5 times)"
+  .venv/bin/python -m bench.gateway.sampler_queue
   echo "== from a step to the first token of its weights on two replicas (goal: 1.2 adapter loads and 100 ms)"
   .venv/bin/python -m bench.gateway.promotion
 }

@@ -12,19 +12,13 @@ import argparse
 import asyncio
 import itertools
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import aiohttp
-from bench.gateway.process import NAMESPACE, Gateway, gateway, load_average, pod_uid
+from bench.gateway.process import Gateway, load_average
+from bench.gateway.sampler import Volume, before_vllm, tiny_volume
 from dev.apiserver import ApiServer
-from dev.ports import free_port
-from tests.sampler.server import Rollout, start, wait_healthy
-from tests.sampler.tiny import commit_adapter, commit_base, make_model
-
-from espalier import identity
-from espalier.core.names import adapter_name
+from tests.sampler.server import Rollout
 
 GOAL_MILLISECONDS = 3.0
 WARM_UP = 20
@@ -76,25 +70,9 @@ async def measure(serving: Gateway, rollout: Rollout, adapter: str, pairs: int) 
     print(f"  gateway resident {serving.resident_mib():.0f} MiB")
 
 
-async def run(server: ApiServer, volume: Path, base: str, digest: str, pairs: int) -> None:
-    key, port = identity.generate_private_key(), free_port()
-    async with gateway(server, digest, port, key) as serving:
-        rollout = start(
-            volume,
-            base,
-            private_key=key,
-            model="arith",
-            namespace=NAMESPACE,
-            uid=pod_uid(server, "rollout"),
-            port=port,
-        )
-        try:
-            await asyncio.to_thread(wait_healthy, rollout, 400)
-            adapter = adapter_name("arith", digest)
-            (await asyncio.to_thread(rollout.serve, adapter)).raise_for_status()
-            await measure(serving, rollout, adapter, pairs)
-        finally:
-            await asyncio.to_thread(rollout.stop)
+async def run(server: ApiServer, volume: Volume, pairs: int) -> None:
+    async with before_vllm(server, volume) as (serving, rollout):
+        await measure(serving, rollout, volume.adapter, pairs)
 
 
 def main() -> None:
@@ -102,11 +80,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=500)
     options = parser.parse_args()
     print(load_average())
-    with tempfile.TemporaryDirectory() as scratch, ApiServer() as server:
-        volume, model = Path(scratch) / "volume", Path(scratch) / "model"
-        base = commit_base(volume, make_model(model))
-        digest = commit_adapter(volume, model, base, seed=1)
-        asyncio.run(run(server, volume, base, digest, options.pairs))
+    with tiny_volume() as volume, ApiServer() as server:
+        asyncio.run(run(server, volume, options.pairs))
 
 
 if __name__ == "__main__":
