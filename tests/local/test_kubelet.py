@@ -15,8 +15,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from tests.kube.children import IMAGE_BASE, SETTINGS, model_of
+from tests.trainer import tiny
 
+from espalier.api.source import Resolved
+from espalier.core.manifests.importer import importer_job
 from espalier.core.pods.pods import live, read_job, read_pod
+from espalier.core.volume import imports_of
 from espalier.kube.objects import Body, ObjectKey
 from espalier.local import kubelet, pod_addresses
 from espalier.local.free_memory import GIB, Memory
@@ -25,6 +30,7 @@ from espalier.local.layout import Layout, StartError
 from espalier.local.memory_apiserver import MemoryCluster
 from espalier.local.pod_process import ProcessPlan
 from espalier.local.running import Running
+from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 SERVER = """
 import os
@@ -76,7 +82,7 @@ class Node:
     async def until(self, reached: Callable[[], bool]) -> None:
         changed = asyncio.Event()
         self.cluster.watch(lambda event, body: changed.set())
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not reached():
                 await changed.wait()
                 changed.clear()
@@ -279,6 +285,26 @@ async def test_an_importer_that_only_the_user_can_mend_ends_the_job_before_its_m
     assert problem is not None
     assert problem.reason == "Wrong"
     assert not (tmp_path / "result").exists()
+
+
+async def test_a_models_image_is_imported_as_its_jobs_manifest_says(tmp_path: Path) -> None:
+    tiny.write_model(tmp_path / "model")
+    job = importer_job(model_of(), SETTINGS)
+    layout = Layout(tmp_path / "state", {IMAGE_BASE["image"]: tmp_path / "model"})
+    cluster, stop = MemoryCluster(now), asyncio.Event()
+    async with aiohttp.ClientSession() as session:
+        task = asyncio.create_task(Kubelet(cluster, layout, session, now).run(stop))
+        await cluster.apply("Job", job)
+        key = ObjectKey("Job", "default", "arith-import")
+        await Node(cluster).until(lambda: read_job(cluster.objects[key]).finished)
+        pod = ObjectKey("Pod", "default", "arith-import-0")
+        await Node(cluster).until(lambda: bool(read_pod(cluster.objects[pod]).message))
+        stop.set()
+        await task
+    resolved = Resolved.model_validate_json(read_pod(cluster.objects[pod]).message)
+    volume = layout.volume("espalier-weights")
+    CheckpointStore(volume, "").verify("base", resolved.digest)
+    assert not imports_of(volume, "arith").exists()
 
 
 async def test_a_job_is_tried_again_as_often_as_it_says(node: Node, tmp_path: Path) -> None:
