@@ -13,6 +13,7 @@ from tests.trainer.tiny import Volume
 from espalier.api.wire.declared import Declared
 from espalier.api.wire.gradients import BackwardRequest, ForwardRequest, ForwardResult
 from espalier.api.wire.problem import Problem
+from espalier.tinker.bodies import Standing
 from espalier.trainer.engine import queue
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
@@ -316,9 +317,9 @@ def test_a_save_names_where_training_stands_and_says_what_was_asked(engine: Engi
     first, second = (engine.state.log.find(Key(MODEL_ID, seq)) for seq in (1, 4))
     assert first is not None
     assert second is not None
-    base = queue.Standing.model_validate_json(first.answer)
+    base = Standing.model_validate_json(first.answer)
     assert (base.checkpoint, base.digest, base.step) == ("", "", 0)
-    stepped = queue.Standing.model_validate_json(second.answer)
+    stepped = Standing.model_validate_json(second.answer)
     position = engine.state.position
     assert (stepped.checkpoint, stepped.digest) == (position.name, position.digest)
     assert stepped.request is not None
