@@ -302,3 +302,11 @@ def test_an_image_that_has_no_files_is_told_from_what_ours_do_before_it() -> Non
     copy = {"name": "copy", "state": ended("cp: no such file")}
     body["status"]["initContainerStatuses"].insert(1, copy)
     assert pods.read_pod(body).copying.endswith("cp: no such file")
+
+
+def test_an_importer_of_a_version_before_did_all_in_one_container() -> None:
+    body = pod(containerStatuses=[container("importer", state=ended('{"digest": "d"}', 0))])
+    body["metadata"]["labels"]["espalier.dev/role"] = "importer"
+    body["spec"] = {"containers": [{"name": "importer"}], "restartPolicy": "Never"}
+    read = pods.read_pod(body)
+    assert (read.message, read.preparing) == ('{"digest": "d"}', False)

@@ -50,5 +50,7 @@ def started(status: Mapping[str, Any]) -> bool:
 
 
 def _main(pod: Mapping[str, Any], containers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    name = labels.main_container(role(pod))
-    return next(({**c} for c in containers if c.get("name") == name), {})
+    by_name = {c["name"]: c for c in containers}
+    # The importers of versions before did all in the container of that name.
+    names = (labels.main_container(role(pod)), role(pod))
+    return next(({**by_name[name]} for name in names if name in by_name), {})
