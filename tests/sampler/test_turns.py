@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.sampler import turns
-from espalier.sampler.turns import CALLER, Turns
+from espalier.sampler.turns import CALLER, Turn, Turns
 
 
 @dataclass
@@ -24,32 +25,33 @@ class Sampler:
 
     slots: int
     turns: Turns = field(default_factory=Turns)
-    # Number, arrival, caller, and what ends the request.
-    waiting: list[tuple[int, int, str, ExitStack]] = field(default_factory=list)
+    # Number, arrival, caller, turn, and what ends the request.
+    waiting: list[tuple[int, int, str, Turn, ExitStack]] = field(default_factory=list)
     arrivals: int = 0
 
     def send(self, caller: str, requests: int = 1, answers: int = 1) -> None:
         for _ in range(requests):
             ends = ExitStack()
-            number = ends.enter_context(self.turns.number(caller, answers))
+            turn = ends.enter_context(self.turns.taken(caller, answers))
             self.arrivals += 1
-            heapq.heappush(self.waiting, (number, self.arrivals, caller, ends))
+            heapq.heappush(self.waiting, (turn.number, self.arrivals, caller, turn, ends))
 
     def step(self) -> list[tuple[str, int]]:
         """Serves what is next: whose, and as the how manieth it came."""
         count = min(self.slots, len(self.waiting))
         served = [heapq.heappop(self.waiting) for _ in range(count)]
-        for number, _, _, ends in served:
-            self.turns.answered(number)
+        for *_, turn, ends in served:
+            self.turns.served(turn)
             ends.close()
-        return [(caller, arrival) for _, arrival, caller, _ in served]
+        return [(caller, arrival) for _, arrival, caller, *_ in served]
 
-    def withdraw(self, caller: str) -> None:
-        """Takes back the caller's last request."""
-        last = max((one for one in self.waiting if one[2] == caller), key=lambda one: one[1])
-        self.waiting.remove(last)
+    def withdraw(self, caller: str, requests: int = 1) -> None:
+        """Takes back the caller's last requests."""
+        own = sorted((one for one in self.waiting if one[2] == caller), key=lambda one: one[1])
+        for one in own[-requests:]:
+            self.waiting.remove(one)
+            one[-1].close()
         heapq.heapify(self.waiting)
-        last[3].close()
 
 
 def closed_loop(sampler: Sampler, steps: int) -> Counter[str]:
@@ -62,12 +64,13 @@ def closed_loop(sampler: Sampler, steps: int) -> Counter[str]:
     return got
 
 
-def test_a_newcomer_goes_before_what_waits_of_a_flood() -> None:
+@pytest.mark.parametrize("answers", [1, 64])
+def test_a_newcomer_goes_before_what_waits_of_a_flood(answers: int) -> None:
     sampler = Sampler(slots=4)
     sampler.send("flood", 256)
     for _ in range(5):
         sampler.step()
-    sampler.send("ann")
+    sampler.send("ann", answers=answers)
     assert "ann" in dict(sampler.step())
 
 
@@ -136,12 +139,30 @@ def test_what_a_flood_withdraws_sends_nobody_behind_it() -> None:
     assert "ann" in [caller for _ in range(2) for caller, _ in sampler.step()]
 
 
+def test_what_a_caller_withdraws_does_not_send_its_later_requests_to_the_back() -> None:
+    sampler = Sampler(slots=1)
+    sampler.send("runs", 2000)
+    sampler.step()
+    sampler.withdraw("runs", 1998)
+    sampler.send("flood", 2000)
+    sampler.send("runs")
+    assert [caller for _ in range(4) for caller, _ in sampler.step()].count("runs") == 2
+
+
+def test_what_is_given_up_counts_once_its_turn_has_come() -> None:
+    turns_of = Turns()
+    with turns_of.taken("ann", 8), turns_of.taken("bob", 1) as of_bob:
+        turns_of.served(of_bob)
+    with turns_of.taken("ann", 1) as later:
+        assert later.number == 8
+
+
 def test_who_has_nothing_in_flight_is_forgotten() -> None:
-    numbers = Turns()
+    turns_of = Turns()
     for caller in map(str, range(1000)):
-        with numbers.number(caller, 1) as number:
-            numbers.answered(number)
-    assert not numbers._lines
+        with turns_of.taken(caller, 1) as turn:
+            turns_of.served(turn)
+    assert not turns_of._lines
 
 
 class Engine:
@@ -179,9 +200,9 @@ async def test_every_sample_of_a_request_has_its_callers_number_whatever_was_ask
         assert await anext(sample(engine, f"{caller} last", 8, priority=-5)) == "a"
 
     await asyncio.create_task(request("ann"))
-    assert engine.seen == {"ann 0": 1, "ann 1": 2, "ann 2": 3, "ann last": 11}
+    assert engine.seen == {"ann 0": 0, "ann 1": 1, "ann 2": 2, "ann last": 3}
     await asyncio.create_task(request("bob"))
-    assert engine.seen["bob 0"] == 12
+    assert engine.seen["bob 0"] == 11
 
 
 async def test_a_sample_that_nobody_reads_on_ends_at_once() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from tests.trainer.tiny import Volume
 
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.policy.policy import Policy
+from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
+from espalier.trainer.volume.log_bodies import Bodies, read_logged
+from espalier.trainer.volume.log_records import Key, Record
 
 __all__ = ["trainer"]
 
@@ -125,6 +129,37 @@ def test_a_command_that_waits_is_not_applied_by_what_stands_in_place_of_its_body
         tinker.accept(engine, *one)
     assert tinker.work(engine) == [2, 3, 4]
     assert tinker.status(engine, 4) == 200
+
+
+@pytest.fixture
+def no_more_files() -> Iterator[None]:
+    """This process may open no other file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_body_that_cannot_be_opened_now_is_no_altered_one(
+    tmp_path: Path, no_more_files: None
+) -> None:
+    with pytest.raises(OSError, match="Too many open files"):
+        read_logged(tmp_path / "inbox-000000001", "", "optim-step", Key("a", 1))
+
+
+def test_log_probs_of_a_reference_are_read_through_no_link(tmp_path: Path) -> None:
+    bodies = Bodies(tmp_path)
+    record = Record(1, Key("a", 1), "forward-backward", "", None, "", "", "")
+    assert bodies.referred(record) == b""
+    bodies.write_referred(1, b"[]")
+    assert bodies.referred(record) == b"[]"
+    (written,) = tmp_path.iterdir()
+    written.rename(tmp_path / "elsewhere")
+    written.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CommandError, match="is not the one that was logged"):
+        bodies.referred(record)
 
 
 async def test_a_backward_refers_to_a_forward_by_its_id_and_never_by_a_path(

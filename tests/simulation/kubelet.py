@@ -246,7 +246,7 @@ class Kubelet:
         if role == "scrubber" and role not in self.waiting:
             self._end(pod, 0, self.scrub(self._arguments(pod)))
             return
-        if role not in self.waiting and "waiting" in main["state"]:
+        if role not in self.waiting and "running" not in main["state"]:
             main |= {"started": True, "state": {"running": {}}}
         if role in self.unmounted:
             main |= {"started": False, "state": {"waiting": {"reason": "ContainerCreating"}}}
@@ -304,7 +304,7 @@ class Kubelet:
         return bool(steps.get(identity, 0) >= run["spec"]["steps"])
 
     def _end(self, pod: Body, code: int, message: Any) -> None:
-        """The main container ends: a Job with it, while a server's pod would start again."""
+        """The main container ends: a Job with it, while a server's pod starts again."""
         through = {n: v for n, v in pod["status"].items() if n != "initContainerStatuses"}
         pod = {**pod, "status": through}
         main = {
@@ -316,10 +316,13 @@ class Kubelet:
         if pod["metadata"]["labels"][ROLE] in self.sidecars:
             self._set(pod, "Running", False, main, {"name": "proxy", "state": {"running": {}}})
             return
-        self._set(pod, "Failed" if code else "Succeeded", False, main)
         owner = pod["metadata"]["ownerReferences"][0]
         key = ObjectKey(owner["kind"], pod["metadata"]["namespace"], owner["name"])
-        if owner["kind"] != "Job" or key not in self.cluster.objects:
+        if owner["kind"] != "Job":
+            self._set(pod, "Running", False, main)
+            return
+        self._set(pod, "Failed" if code else "Succeeded", False, main)
+        if key not in self.cluster.objects:
             return
         condition = {
             "type": "Failed" if code else "Complete",

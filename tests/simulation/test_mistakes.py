@@ -124,6 +124,24 @@ def test_samplers_that_serve_go_on_beside_one_that_gives_up() -> None:
     run(scenario())
 
 
+def test_one_that_is_loading_is_not_ended_for_another_that_gives_up() -> None:
+    async def scenario() -> None:
+        async with world() as w:
+            w.kubelet.waiting["rollout"] = {"reason": "ContainerCreating"}
+            await w.apply("TrainableModel", "tiny", model_spec(rollout={"replicas": 2}))
+            await w.until(lambda: len(w.kubelet.pods("rollout")) == 2, "two are made")
+            w.kubelet.giving_up["tiny-rollout-1"] = {"detail": "damaged", "reason": "DigestWrong"}
+            await w.rest()
+            said = w.condition("TrainableModel", "tiny", "RolloutsReady")
+            assert (said["reason"], said["message"]) == ("DigestWrong", "0 of 2 ready. damaged")
+            assert not is_stalled(w, "TrainableModel", "tiny")
+            w.kubelet.giving_up["tiny-rollout-0"] = {"detail": "damaged", "reason": "DigestWrong"}
+            await w.until(lambda: is_stalled(w, "TrainableModel", "tiny"), "both gave up")
+            assert w.get("Deployment", "tiny-rollout")["spec"]["replicas"] == 0
+
+    run(scenario())
+
+
 def test_an_importer_that_gives_up_stalls_the_model() -> None:
     async def scenario() -> None:
         async with world() as w:

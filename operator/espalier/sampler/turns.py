@@ -1,10 +1,11 @@
 """Callers take turns in vLLM's queue, however much one of them has waiting.
 
 vLLM starts what has the lowest number first (``--scheduling-policy priority``), and of equal ones
-the earlier. A request's number is its caller's last one, or the highest that was answered where
-that is more, and one for each of its answers. So a newcomer comes before what waits of a flood, and
-a caller's own requests are served as they come. Nothing waits for ever: whatever comes is numbered
-beyond what was answered, and so, in time, beyond any number that waits.
+the earlier. This is start-time fair queueing: a request's number is where its caller's last one
+ends, or the highest end that was served where that is more, and it ends one later for each of its
+answers. So a newcomer comes before what waits of a flood, and a caller's own requests are served as
+they come. Nothing waits for ever: whatever comes is numbered beyond what was served, and so, in
+time, beyond any number that waits.
 
 The number of requests that a caller has in flight would not do: of two callers with 63 and 64 the
 second would hardly be served while the first sends on.
@@ -15,48 +16,67 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Whose request this is; set for each of them before vLLM sees it.
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 
 
+@dataclass(frozen=True)
+class Turn:
+    """The place of a request in the queue: the number that vLLM is given, and where it ends."""
+
+    number: int
+    end: int
+
+
 @dataclass
 class _Line:
-    """What one caller has in flight: its last number, and how many requests."""
+    """Of one caller: where what was served ends, and the ends of what is open, as they came."""
 
-    last: int = 0
-    requests: int = 0
+    served: int = 0
+    open: dict[int, None] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return max(self.served, next(reversed(self.open), 0))
 
 
 class Turns:
-    """Numbers requests. Counts answers alone, because their lengths are known once they ended."""
+    """Gives turns. Counts answers alone, because their lengths are known once they ended."""
 
     def __init__(self) -> None:
-        self._answered = 0
+        self._served = 0
         self._lines: dict[str, _Line] = {}
 
     @contextmanager
-    def number(self, caller: str, answers: int) -> Iterator[int]:
-        """The number of a request for so many answers, until it ends."""
+    def taken(self, caller: str, answers: int) -> Iterator[Turn]:
+        """The turn of a request for so many answers, until it ends."""
         line = self._lines.setdefault(caller, _Line())
-        line.last = max(line.last, self._answered) + answers
-        line.requests += 1
+        number = max(line.last, self._served)
+        turn = Turn(number, number + answers)
+        line.open[turn.end] = None
         try:
-            yield line.last
+            yield turn
         finally:
-            line.requests -= 1
-            if not line.requests:
-                del self._lines[caller]
+            del line.open[turn.end]
+            self._leave(line, turn)
 
-    def answered(self, number: int) -> None:
-        """Notes that vLLM has begun with it.
+    def served(self, turn: Turn) -> None:
+        """Notes what vLLM says first of a request: of one that is not streamed, that it ended.
 
         What is given up while it waits does not count: a flood whose last requests are withdrawn
         would send newcomers behind it.
         """
-        self._answered = max(self._answered, number)
+        self._served = max(self._served, turn.end)
+
+    def _leave(self, line: _Line, turn: Turn) -> None:
+        """Charges a caller for what was served, and for what it gave up when its turn had come."""
+        if turn.number < self._served:
+            line.served = max(line.served, turn.end)
+        kept = {c: one for c, one in self._lines.items() if one.open or one.served > self._served}
+        self._lines = kept
 
 
 def install(engine: Any) -> None:
@@ -69,12 +89,12 @@ def install(engine: Any) -> None:
     async def in_turn(
         prompt: Any, sampling_params: Any, request_id: str, **given: Any
     ) -> AsyncIterator[Any]:
-        with turns.number(CALLER.get(), sampling_params.n) as number:
-            given["priority"] = number
+        with turns.taken(CALLER.get(), sampling_params.n) as turn:
+            given["priority"] = turn.number
             # vLLM ends a sample when its generator is closed, so it is closed with this one.
             async with aclosing(generate(prompt, sampling_params, request_id, **given)) as outputs:
                 async for output in outputs:
-                    turns.answered(number)
+                    turns.served(turn)
                     yield output
 
     engine.generate = in_turn

@@ -232,10 +232,13 @@ def _workload(
         return _Workload(Finding(type_, "False", "SourceNotResolved", ""), "Waiting")
     present = pods.live(found)
     ready = [pod for pod in present if pod.ready]
-    if not ready and (gave_up := _gave_up(view.model, type_, found)):
+    others = [pod for pod in present if not pod.ready]
+    problem = pods.problem(others)
+    hopeless = not ready and all(pod.problem is not None for pod in others)
+    if hopeless and (gave_up := _gave_up(view.model, type_, problem)):
         return _Workload(gave_up, "GaveUp")
-    if problem := pods.problem(pod for pod in found if not pod.ready):
-        # What serves goes on: the mistake may be in an edit, whose pods come beside those before.
+    if problem is not None:
+        # The others go on: the mistake may be a node's, or an edit's that has reached one of them.
         message = f"{len(ready)} of {wanted} ready. {problem.text}"
         return _Workload(Finding(type_, "False", problem.reason, message), "Waiting")
     if len(ready) >= wanted:
@@ -256,9 +259,8 @@ def _untrained(idle_run: str) -> str:
     return f"TrainingRun {idle_run} waits for a call" if idle_run else "no run trains the model"
 
 
-def _gave_up(model: TrainableModel, type_: str, found: Sequence[Pod]) -> Finding | None:
+def _gave_up(model: TrainableModel, type_: str, problem: Problem | None) -> Finding | None:
     """The problem that pods ended with; remembered when they are gone, until an edit."""
-    problem = pods.problem(pod for pod in found if not pod.ready)
     if problem is not None:
         return Finding(type_, "False", problem.reason, problem.text)
     condition = conditions.find(model.status.conditions, type_)

@@ -242,9 +242,9 @@ class CommandLog(LogQueries):
     def referred(self, record: Record) -> bytes:
         """The log-probs of the policy that a pending command is held near; empty if none are kept.
 
-        A log of an earlier version has none.
+        A log of an earlier version has none. 409 for what is no file.
         """
-        return self._bodies.referred(record.number)
+        return self._bodies.referred(record)
 
     def result(self, record: Record) -> bytes | None:
         """What the client of a command reads; None if there was none, or it is kept no longer."""

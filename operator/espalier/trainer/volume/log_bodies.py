@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -16,6 +17,8 @@ from espalier.trainer.volume.log_records import Key, Record
 
 # What the inbox calls a file. A log that lies on a volume could name any other.
 _OF_INBOX = re.compile(r"inbox-[0-9]{9,}")
+# What opening ends with where there is a link, a folder, or a pipe that nobody reads.
+_STRANGE = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 
 
 class Bodies:
@@ -60,9 +63,18 @@ class Bodies:
         """Keeps the log-probs of the policy that a command is held near."""
         write_file(self._referred(number), data)
 
-    def referred(self, number: int) -> bytes:
-        """Those log-probs; empty if none are kept, as by earlier versions."""
-        return _plain(self._referred(number)) or b""
+    def referred(self, record: Record) -> bytes:
+        """Those log-probs; empty if none are kept, as by earlier versions.
+
+        Raises:
+            CommandError: 409 for what is no plain file, 507 for a fault of the volume.
+        """
+        try:
+            return _plain(self._referred(record.number))
+        except FileNotFoundError:
+            return b""
+        except _StrangeError:
+            raise _altered(record.kind, record.key) from None
 
     def _referred(self, number: int) -> Path:
         return self.directory / f"{number:09d}.referred"
@@ -78,23 +90,36 @@ def read_logged(path: Path, digest: str, kind: str, key: Key) -> bytes:
         CommandError: 409 where there is no such file, or its bytes are not those of the SHA-256
             ``digest``; 507 for a fault of the volume.
     """
-    data = _plain(path)
-    if data is None or hashlib.sha256(data).hexdigest() != digest:
+    try:
+        data = _plain(path)
+    except (FileNotFoundError, _StrangeError):
+        raise _altered(kind, key) from None
+    if hashlib.sha256(data).hexdigest() != digest:
         raise _altered(kind, key)
     return data
 
 
-def _plain(path: Path) -> bytes | None:
-    """What a file holds; None where there is none, and of a link, a folder or a pipe.
+class _StrangeError(Exception):
+    """A link, a folder, a pipe or a device stands where a file was written."""
+
+
+def _plain(path: Path) -> bytes:
+    """What a file holds.
 
     Raises:
+        FileNotFoundError: there is none.
+        _StrangeError: it is none.
         CommandError: 507 for a fault of the volume.
     """
     try:
         with volume_written(path), open(path, "rb", opener=_here) as file:
-            return file.read() if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
-    except OSError:
-        return None
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise _StrangeError
+            return file.read()
+    except OSError as error:
+        if error.errno in _STRANGE:
+            raise _StrangeError from error
+        raise
 
 
 def _here(path: str, flags: int) -> int:
