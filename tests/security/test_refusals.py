@@ -25,7 +25,7 @@ from tests.trainer.test_bad_input import client as trainer
 
 from espalier import identity
 from espalier.api.meta import API_VERSION
-from espalier.gateway.prometheus import Reasons
+from espalier.gateway.prometheus import PodReasons
 from espalier.sampler import guard
 
 __all__ = ["trainer"]
@@ -168,7 +168,7 @@ def test_a_refusal_of_the_gateway_is_counted_and_tells_nothing(served: Served, n
 
 
 def test_reasons_that_pods_make_up_are_no_series_without_end() -> None:
-    reasons = Reasons(most=2)
+    reasons = PodReasons(most=2)
     made_up = ("Forbidden", "not a word", "A" * 65, "Made", "Up", "", "Forbidden")
     labels = [reasons.label(reason) for reason in made_up]
     assert labels == ["Forbidden", "other", "other", "Made", "other", "other", "Forbidden"]

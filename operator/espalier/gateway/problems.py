@@ -40,6 +40,7 @@ class RefusalError(Exception):
         detail: what is wrong, for people.
         remedy: what to do about it; may be empty.
         retry_after: seconds for ``Retry-After``, None to send no such header.
+        from_pod: a pod may have chosen the reason.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RefusalError(Exception):
         remedy: str = "",
         *,
         retry_after: int | None = None,
+        from_pod: bool = False,
     ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.status = status
@@ -57,6 +59,7 @@ class RefusalError(Exception):
         self.detail = detail
         self.remedy = remedy
         self.retry_after = retry_after
+        self.from_pod = from_pod
         self.is_counted = False
 
     @property
@@ -70,9 +73,12 @@ class RefusalError(Exception):
         return self.problem.text
 
 
-def not_ready(reason: str, detail: str, remedy: str = "") -> RefusalError:
+def not_ready(
+    reason: str, detail: str, remedy: str = "", *, from_pod: bool = False
+) -> RefusalError:
     """503 with Retry-After: the request may be sent again as it is."""
-    return RefusalError(503, reason, detail, remedy, retry_after=RETRY_AFTER_SECONDS)
+    wait = RETRY_AFTER_SECONDS
+    return RefusalError(503, reason, detail, remedy, retry_after=wait, from_pod=from_pod)
 
 
 # What a caller may do about a quota of its own.
@@ -90,7 +96,10 @@ def counted(refusal: RefusalError) -> RefusalError:
     """The refusal, which counts once."""
     if not refusal.is_counted:
         refusal.is_counted = True
-        prometheus.REFUSED.labels(prometheus.REASONS.label(refusal.reason)).inc()
+        reason = refusal.reason
+        if refusal.from_pod:
+            reason = prometheus.POD_REASONS.label(reason)
+        prometheus.REFUSED.labels(reason).inc()
     return refusal
 
 

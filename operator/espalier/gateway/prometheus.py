@@ -44,8 +44,8 @@ POD_FAULTS = Counter(
 _REASON = re.compile(r"[A-Za-z]{1,64}")
 
 
-class Reasons:
-    """Reasons as labels. A pod may give any word for why it refuses: each would be a series."""
+class PodReasons:
+    """Reasons of pods as labels. A pod may give any word: each would be a series."""
 
     def __init__(self, most: int = 256) -> None:
         self._most = most
@@ -60,4 +60,4 @@ class Reasons:
         return reason
 
 
-REASONS = Reasons()
+POD_REASONS = PodReasons()

@@ -23,9 +23,9 @@ def job_spec(
     """The spec of a Job of one pod, with the pod's metadata and its user's template.
 
     ``seconds`` bounds its whole time, None leaves it unbounded. ``containers`` are those of ours,
-    the main one first, which end as ``api.exit_codes`` says. ``copies`` are init containers that
-    copy files of a user's image: what ``cp`` does not find there, it finds at no later try. What
-    others end counts as no failure: a node that is lost, and a queue that suspends the Job.
+    which end as ``api.exit_codes`` says. ``copies`` are init containers that copy files of a user's
+    image: what ``cp`` does not find there, it finds at no later try. What others end counts as no
+    failure: a node that is lost, and a queue that suspends the Job.
     """
     evicted = {"type": "DisruptionTarget", "status": "True"}
     spec: Manifest = {

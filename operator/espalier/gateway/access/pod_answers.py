@@ -59,5 +59,5 @@ def refusal(status: int, body: bytes) -> RefusalError:
     """
     problem = read_model(Problem, body)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return not_ready(problem.reason, problem.detail, problem.remedy)
-    return RefusalError(status, problem.reason, problem.detail, problem.remedy)
+        return not_ready(problem.reason, problem.detail, problem.remedy, from_pod=True)
+    return RefusalError(status, problem.reason, problem.detail, problem.remedy, from_pod=True)

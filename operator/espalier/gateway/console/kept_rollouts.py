@@ -85,4 +85,5 @@ class KeptRollouts:
             waits.reason,
             f"kept rollouts are read by the model's samplers: {waits.message}",
             waits.remedy,
+            from_pod=True,
         )

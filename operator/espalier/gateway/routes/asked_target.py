@@ -47,7 +47,7 @@ class Targets:
         if isinstance(meant, Unknown):
             raise await self.callers.unknown(user, meant)
         if isinstance(meant, NotReady):
-            raise not_ready(meant.reason, meant.message, meant.remedy)
+            raise not_ready(meant.reason, meant.message, meant.remedy, from_pod=True)
         return slug, ref, meant
 
     async def _wait_for_checkpoint(

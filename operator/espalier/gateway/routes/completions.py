@@ -212,7 +212,7 @@ class CompletionRoutes:
         pods = self._watch.world.pods_of(target.model, ROLLOUT)
         waiting = why_none_ready(pods)
         if waiting is not None:
-            return not_ready(waiting.reason, f"{error}; {waiting.message}")
+            return not_ready(waiting.reason, f"{error}; {waiting.message}", from_pod=True)
         return not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {error}")
 
 

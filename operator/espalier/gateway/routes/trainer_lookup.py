@@ -81,7 +81,8 @@ class TrainerLookup:
             if waiting is _SILENT and now() - began >= SILENT_SECONDS:
                 return pod
             if now() >= deadline:
-                raise not_ready(waiting.reason, f"the trainer of {model}: {waiting.message}")
+                why = f"the trainer of {model}: {waiting.message}"
+                raise not_ready(waiting.reason, why, from_pod=True)
             await asyncio.sleep(ASK_SECONDS)
 
     async def wake(self, model: NamespacedName) -> None:
@@ -118,7 +119,8 @@ class TrainerLookup:
         world = self._watch.world
         passing = _FREED if _idle(active_run(world, model)) else None
         waiting = answer or passing or why_none_ready(world.pods_of(model, TRAINER)) or _NO_POD
-        raise not_ready(waiting.reason, f"the trainer of {model} is not ready: {waiting.message}")
+        why = f"the trainer of {model} is not ready: {waiting.message}"
+        raise not_ready(waiting.reason, why, from_pod=True)
 
     async def _starting(self, model: NamespacedName, pod: PodAddress) -> NotReadyReason | None:
         """Why the trainer takes no commands while it starts.

@@ -229,6 +229,7 @@ class TrainingRoutes:
                 waiting.reason,
                 f"the connection to the trainer of {model} is lost: {error}; {waiting.message}",
                 _SEND_AGAIN,
+                from_pod=True,
             ) from error
         except TimeoutError as error:
             raise RefusalError(

@@ -147,7 +147,7 @@ class Samples:
                 running.waits = None
                 return meant
             if isinstance(meant, NotReady):
-                raise RefusalError(400, meant.reason, meant.message, meant.remedy)
+                raise RefusalError(400, meant.reason, meant.message, meant.remedy, from_pod=True)
             if isinstance(meant, Unknown):
                 raise RefusalError(404, "CheckpointNotFound", meant.detail)
             raise RefusalError(

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 # An import's Job ends after six hours, and each of its tries marks its folder.
 ABANDONED_SECONDS = 24 * 3600.0
 # Where versions before kept downloads, and what their importers called a copy of a base.
-_DOWNLOADS, _COPIES = "downloads", f"{STAGING}*.importer"
+_DOWNLOADS, _IMPORTER = "downloads", ".importer"
 
 
 def prepare(volume: Path, model: str) -> None:
@@ -31,7 +31,8 @@ def prepare(volume: Path, model: str) -> None:
     with suppress(OSError):
         before.parent.rmdir()
     for path in _abandoned(volume):
-        doomed = path.with_name(f"{STAGING}{uuid.uuid4().hex}")
+        # A sweep that is interrupted goes on by that name.
+        doomed = path.with_name(f"{STAGING}{uuid.uuid4().hex}{_IMPORTER}")
         logger.info("%s was left by an import, and is removed", path)
         with suppress(OSError):
             path.rename(doomed)
@@ -42,7 +43,11 @@ def _abandoned(volume: Path) -> list[Path]:
     bases = volume / FOLDERS["base"]
     folders = (imports_of(volume, "any").parent, volume / _DOWNLOADS)
     found = [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
-    return [path for path in (*found, *bases.glob(_COPIES)) if _age(path) > ABANDONED_SECONDS]
+    return [
+        path
+        for path in (*found, *bases.glob(f"{STAGING}*{_IMPORTER}"))
+        if _age(path) > ABANDONED_SECONDS
+    ]
 
 
 def _age(path: Path) -> float:

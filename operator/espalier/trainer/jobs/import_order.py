@@ -72,11 +72,14 @@ class Order:
         if (adapter is not None) != bool(given.model) or (given.base and adapter is None):
             parser.error("an adapter needs --model, and --base and --model need an adapter")
         volume = Path(environment.get("ESPALIER_VOLUME", "/weights"))
-        of = environment.get("ESPALIER_MODEL", "") or given.model or "by-hand"
+        base = _source(BASE_FIELD, given.directory, given.hugging_face)
+        # Imports by hand of two bases have a folder each.
+        by_hand = given.model or f"by-hand-{base.staged if base is not None else ''}"
+        of = environment.get("ESPALIER_MODEL", "") or by_hand
         return cls(
             volume=volume,
             staging=imports_of(volume, of),
-            base=_source(BASE_FIELD, given.directory, given.hugging_face),
+            base=base,
             digest=given.base,
             adapter=adapter,
             model=given.model,

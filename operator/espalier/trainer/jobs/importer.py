@@ -106,8 +106,8 @@ def bring(order: Order, progress: Progress) -> None:
         wrong = error.errors()[0]
         raise UserMistakeError(
             "UnsupportedBase",
-            f"{field_path(wrong['loc'])} of the base is {wrong['input']!r:.60}: {wrong['msg']}",
-            "mend the base's config.json",
+            f"{field_path(wrong['loc'])} of the source is {wrong['input']!r:.60}: {wrong['msg']}",
+            "mend the files of the source, config.json above all",
         ) from error
     report.write(order.staging)
 
