@@ -94,6 +94,15 @@ def keep(commands: Commands, number: int, *rows: dict[str, Any]) -> None:
     (place / "rollouts.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
 
+def test_rollouts_are_read_through_no_link(commands: Commands, tmp_path: Path) -> None:
+    keep(commands, 0, {"reward": 1.0, "prompt": [{"content": "1 + 1?"}], "completion": "2"})
+    assert "1 + 1?" in commands("rollouts", "show", "arith-000001").output
+    (kept_file,) = commands.layout.volume("weights").rglob("rollouts.jsonl")
+    kept_file.rename(tmp_path / "elsewhere")
+    kept_file.symlink_to(tmp_path / "elsewhere")
+    assert "cannot read" in commands("rollouts", "show", "arith-000001").output
+
+
 ROW = {"task": "sums/0", "prompt": [{"role": "user", "content": "1 + 1?"}], "reward": 1.0}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -125,9 +126,15 @@ def _read_here(volume: Path, places: Sequence[Path]) -> str:
     found = [volume / place for place in places]
     path = next((path for path in found if path.is_file()), found[0])
     try:
-        return path.read_text()
+        with open(path, opener=_no_link) as file:
+            return file.read()
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _no_link(path: str, flags: int) -> int:
+    # Whoever writes the volume would choose what of this machine is printed.
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _in_cluster(kubectl: Kubectl, model: TrainableModel, places: Sequence[Path]) -> str:
