@@ -19,6 +19,7 @@ from tests.kube.children import IMAGE_BASE, SETTINGS, model_of
 from tests.trainer import tiny
 
 from espalier.api.source import Resolved
+from espalier.api.wire.problem import Problem
 from espalier.core.manifests.importer import importer_job
 from espalier.core.pods.pods import live, read_job, read_pod
 from espalier.core.volume import imports_of
@@ -206,16 +207,22 @@ async def test_a_job_that_did_its_work_is_complete(node: Node) -> None:
     assert read_job(node.cluster.objects[key]).complete
 
 
-async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
-    node: Node,
-) -> None:
-    await node.cluster.apply("Job", workload("Job", "importer", GIVES_UP))
+async def failed_for_good(node: Node) -> Problem:
+    """Waits until the Job has failed at its first try; what its pod left."""
     key = ObjectKey("Job", "default", "w")
     await node.until(lambda: read_job(node.cluster.objects[key]).finished)
     assert read_job(node.cluster.objects[key]).failure.startswith("PodFailurePolicy")
     await node.until(lambda: read_pod(node.pod()).problem is not None)
     problem = read_pod(node.pod()).problem
     assert problem is not None
+    return problem
+
+
+async def test_a_job_that_only_the_user_can_mend_fails_at_once_with_its_problem(
+    node: Node,
+) -> None:
+    await node.cluster.apply("Job", workload("Job", "importer", GIVES_UP))
+    problem = await failed_for_good(node)
     assert (problem.reason, problem.remedy) == ("Wrong", "mend")
 
 
@@ -277,13 +284,7 @@ async def test_an_importer_that_only_the_user_can_mend_ends_the_job_before_its_m
 ) -> None:
     then = SAYS.replace("RESULT", str(tmp_path / "result"))
     await node.cluster.apply("Job", importing(tmp_path, GIVES_UP, then))
-    key = ObjectKey("Job", "default", "w")
-    await node.until(lambda: read_job(node.cluster.objects[key]).finished)
-    assert read_job(node.cluster.objects[key]).failure.startswith("PodFailurePolicy")
-    await node.until(lambda: read_pod(node.pod()).problem is not None)
-    problem = read_pod(node.pod()).problem
-    assert problem is not None
-    assert problem.reason == "Wrong"
+    assert (await failed_for_good(node)).reason == "Wrong"
     assert not (tmp_path / "result").exists()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from espalier.core.manifests.installation import COPY_SIZE, TMP_SIZE
 from espalier.core.manifests.pod import VOLUME_PATH, Container, Mount, Requests, claim, pod_spec
 from espalier.core.names import trainer_name
 from espalier.core.volume import checkpoints_of, directory_name
+from espalier.plain_file import NotPlainError, read_plain
 
 _EXPORT = ("-m", "espalier.trainer.jobs.export")
 _INSIDE = "/export"
@@ -126,15 +126,12 @@ def _read_here(volume: Path, places: Sequence[Path]) -> str:
     found = [volume / place for place in places]
     path = next((path for path in found if path.is_file()), found[0])
     try:
-        with open(path, opener=_no_link) as file:
-            return file.read()
+        # Whoever writes the volume would choose by a link what of this machine is printed.
+        return read_plain(path).decode()
+    except NotPlainError as error:
+        raise CliError(f"cannot read {path}: it is no plain file") from error
     except OSError as error:
         raise CliError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _no_link(path: str, flags: int) -> int:
-    # Whoever writes the volume would choose what of this machine is printed.
-    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _in_cluster(kubectl: Kubectl, model: TrainableModel, places: Sequence[Path]) -> str:

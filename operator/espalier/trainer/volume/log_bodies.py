@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import re
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from espalier.plain_file import NotPlainError, read_plain
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.durable_files import make_directory, volume_written, write_file
 from espalier.trainer.volume.log_records import Key, Record
 
 # What the inbox calls a file. A log that lies on a volume could name any other.
 _OF_INBOX = re.compile(r"inbox-[0-9]{9,}")
-# What opening ends with where there is a link, a folder, or a pipe that nobody reads.
-_STRANGE = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 
 
 class Bodies:
@@ -73,7 +69,7 @@ class Bodies:
             return _plain(self._referred(record.number))
         except FileNotFoundError:
             return b""
-        except _StrangeError:
+        except NotPlainError:
             raise _altered(record.kind, record.key) from None
 
     def _referred(self, number: int) -> Path:
@@ -92,38 +88,16 @@ def read_logged(path: Path, digest: str, kind: str, key: Key) -> bytes:
     """
     try:
         data = _plain(path)
-    except (FileNotFoundError, _StrangeError):
+    except (FileNotFoundError, NotPlainError):
         raise _altered(kind, key) from None
     if hashlib.sha256(data).hexdigest() != digest:
         raise _altered(kind, key)
     return data
 
 
-class _StrangeError(Exception):
-    """A link, a folder, a pipe or a device stands where a file was written."""
-
-
 def _plain(path: Path) -> bytes:
-    """What a file holds.
-
-    Raises:
-        FileNotFoundError: there is none.
-        _StrangeError: it is none.
-        CommandError: 507 for a fault of the volume.
-    """
-    try:
-        with volume_written(path), open(path, "rb", opener=_here) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise _StrangeError
-            return file.read()
-    except OSError as error:
-        if error.errno in _STRANGE:
-            raise _StrangeError from error
-        raise
-
-
-def _here(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with volume_written(path):
+        return read_plain(path)
 
 
 def _altered(kind: str, key: Key) -> CommandError:
