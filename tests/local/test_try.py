@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -58,9 +59,9 @@ async def running(out: Path, steps: str) -> AsyncIterator[Try]:
         async with asyncio.timeout(LIMIT_SECONDS):
             yield Try(process)
     finally:
-        if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-            await process.wait()
+        await process.wait()
 
 
 def started(logs: Path) -> None:

@@ -36,7 +36,7 @@ from espalier.trainer.engine.explicit_command import explicit_command
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError
-from espalier.trainer.ranks import meeting
+from espalier.trainer.ranks import meeting, this_rank
 from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import SECRET, read_world
 from espalier.trainer.volume.command_log import CommandLog
@@ -46,6 +46,8 @@ STEP = OptimStepRequest(learning_rate=1e-2)
 GENTLE = OptimStepRequest(learning_rate=1e-3, eps=1e-6)
 SPEC = loss_spec("importance_sampling", None)
 READY_SECONDS = 120
+# For every call here; gloo may need as long to tell that a killed rank is gone (ranks/control.py).
+REPLY_SECONDS = 60
 
 
 def environment(volume: Volume, adapter: Adapter = tiny.ADAPTER, **changes: str) -> dict[str, str]:
@@ -81,6 +83,7 @@ def start(
 ) -> Iterator[Pair]:
     port = str(free_port())
     shared = {"WORLD_SIZE": "2", "MASTER_PORT": port, SECRET: "s"}
+    shared[this_rank.REPLY_SECONDS] = str(REPLY_SECONDS)
     rank_1 = subprocess.Popen(
         # Not at every address, where others' pods listen too.
         [sys.executable, "-m", "espalier.trainer", "--host", "127.0.0.1", "--port", "0"],

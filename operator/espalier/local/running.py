@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import shutil
@@ -114,7 +115,7 @@ class Running:
             try:
                 await asyncio.wait_for(self._process.wait(), GRACE_SECONDS)
             except TimeoutError:
-                os.killpg(self._process.pid, signal.SIGKILL)
+                _kill(self._process)
                 await self._process.wait()
 
     async def _go_on(self) -> None:
@@ -138,10 +139,16 @@ class Running:
             )
             ended = asyncio.ensure_future(one.wait())
             await asyncio.wait({main, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if one.returncode is None:
-                os.killpg(one.pid, signal.SIGKILL)
+            _kill(one)
             await ended
             await asyncio.wait({main}, timeout=COMPANION_SECONDS)
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Kills a process and its children, if it runs: asyncio tells of an end a moment later."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _end_of(log: Path) -> int:

@@ -5,7 +5,9 @@ interface (``meeting``), so only processes of the same pod reach it. Rank 0 pars
 send; their bytes are never unpickled.
 
 The ranks wait for calls here and not on the GPU, whose collectives have a watchdog. A process that
-ends closes its connections, which gloo reports at once; one that hangs is found by the timeout.
+ends closes its connections, which gloo reports at once, but for a send that it was about to write
+(``Pair::signalException`` tells no unbound buffer in ``tx_``; in 1 of 30 kills): that one ends with
+the timeout, as if the rank hung. The launcher does not wait for it: it ends all ranks with one.
 """
 
 from __future__ import annotations
