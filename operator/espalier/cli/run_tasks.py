@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from espalier.api.run.taskset import ConfigMapTasks, Taskset
+from espalier.api.run.answered_sources import ConfigMapTasks
+from espalier.api.run.taskset import Taskset
 from espalier.api.trainingrun import TrainingRun
 from espalier.cli.failure import CliError
 from espalier.cli.head_manifest import HeadManifestError, documents_of

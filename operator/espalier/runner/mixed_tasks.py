@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from espalier.api.run.taskset import MixedDataset, Taskset
+from espalier.api.run.answered_sources import MixedDataset
+from espalier.api.run.taskset import Taskset
 from espalier.environments.errors import invalid
 from espalier.environments.tasks import Task, within
 from espalier.runner.gym_tasks import answer_of, create, scorer_of
