@@ -8,7 +8,8 @@ from typing import Any
 
 from espalier.kube.cluster import ClusterError, Extra, TokenReviewResult
 from espalier.kube.objects import Body, ObjectKey
-from espalier.local.memory_apiserver import MemoryCluster, Watcher
+from espalier.local.memory_apiserver import MemoryCluster
+from espalier.local.memory_objects import Watcher
 
 CREATED = "2026-01-01T00:00:00Z"
 

@@ -25,6 +25,7 @@ from espalier.kube.cluster import (
 )
 from espalier.kube.connections import ApiServerTransport, load_configuration
 from espalier.kube.objects import Body, ObjectKey, kind_of, label_selector
+from espalier.kube.reviews import access_review, own_access_review, token_review, token_reviewed
 
 PAGE_SIZE = 500
 # After this many objects of a page, other tasks of the event loop run.
@@ -217,20 +218,8 @@ class KubernetesCluster:
 
     async def review_token(self, token: str, audiences: Sequence[str]) -> TokenReviewResult:
         """See Cluster."""
-        spec: Body = {"token": token}
-        if audiences:
-            spec["audiences"] = [*audiences]
-        status = await self._review("authentication.k8s.io", "TokenReview", spec)
-        user = status.get("user", {})
-        return TokenReviewResult(
-            authenticated=status.get("authenticated", False),
-            username=user.get("username", ""),
-            uid=user.get("uid", ""),
-            groups=tuple(user.get("groups", ())),
-            audiences=tuple(status.get("audiences", ())),
-            extra=tuple(sorted((k, tuple(v)) for k, v in (user.get("extra") or {}).items())),
-            error=status.get("error", ""),
-        )
+        spec = token_review(token, audiences)
+        return token_reviewed(await self._review("authentication.k8s.io", "TokenReview", spec))
 
     async def review_access(  # noqa: PLR0917 the attributes of a SubjectAccessReview
         self,
@@ -246,35 +235,15 @@ class KubernetesCluster:
         extra: Extra = (),
     ) -> bool:
         """See Cluster."""
-        named, _, subresource = resource.partition("/")
-        attributes = {
-            "verb": verb,
-            "group": group,
-            "resource": named,
-            "namespace": namespace,
-            "name": name,
-        }
-        if subresource:
-            attributes["subresource"] = subresource
-        spec: Body = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
-        if uid:
-            spec["uid"] = uid
-        if extra:
-            spec["extra"] = {key: [*values] for key, values in extra}
+        spec = access_review(
+            user, groups, verb, group, resource, namespace, name, uid=uid, extra=extra
+        )
         status = await self._review("authorization.k8s.io", "SubjectAccessReview", spec)
         return bool(status["allowed"])
 
     async def may(self, verb: str, kind: str, namespace: str, subresource: str = "") -> bool:
         """SelfSubjectAccessReview: may we ourselves do this to objects of a kind?"""
-        known = kind_of(kind)
-        attributes = {
-            "verb": verb,
-            "group": known.group,
-            "resource": known.plural,
-            "subresource": subresource,
-            "namespace": namespace,
-        }
-        spec = {"resourceAttributes": attributes}
+        spec = own_access_review(verb, kind, namespace, subresource)
         status = await self._review("authorization.k8s.io", "SelfSubjectAccessReview", spec)
         return bool(status["allowed"])
 
