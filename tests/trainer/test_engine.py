@@ -26,8 +26,9 @@ from espalier.api.wire.problem import Problem
 from espalier.api.wire.step import OptimStepResult, TasksetUsed
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
 from espalier.trainer.compute.compute import LocalCompute
-from espalier.trainer.engine.commands import FORWARDS_KEPT, Empty
+from espalier.trainer.engine.commands import Empty
 from espalier.trainer.engine.engine import Engine
+from espalier.trainer.engine.forwards import FORWARDS_KEPT
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError, volume_problem
 

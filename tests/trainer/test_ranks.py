@@ -31,8 +31,8 @@ from espalier.trainer.batch.losses import loss_spec
 from espalier.trainer.batch.step_metrics import answer_metrics, checkpoint_metrics
 from espalier.trainer.compute.compute import LocalCompute
 from espalier.trainer.compute.interface import Compute
-from espalier.trainer.engine.commands import LossCommand, gradient_command
 from espalier.trainer.engine.explicit_command import explicit_command
+from espalier.trainer.engine.gradient_commands import LossCommand, gradient_command
 from espalier.trainer.memory.planner import Cut
 from espalier.trainer.policy.policy import Policy
 from espalier.trainer.problems import CommandError

@@ -20,14 +20,11 @@ from espalier.core.names import BASE, parse_checkpoint_name
 from espalier.trainer.batch.step_metrics import answer_metrics
 from espalier.trainer.engine import declared, recovery, steps
 from espalier.trainer.engine.checkpoint_files import Position
-from espalier.trainer.engine.commands import (
+from espalier.trainer.engine.commands import Answer, Command
+from espalier.trainer.engine.forwards import datum_tensors, forward_data, forward_id
+from espalier.trainer.engine.gradient_commands import (
     Aggregated,
-    Answer,
-    Command,
     GradientRequest,
-    datum_tensors,
-    forward_data,
-    forward_id,
     gradient_command,
     hold_reference,
 )

@@ -15,7 +15,7 @@ from espalier.trainer.batch.losses import LossSpec, loss_spec
 from espalier.trainer.batch.step_metrics import answer_metrics
 from espalier.trainer.batch.tally import Tally
 from espalier.trainer.compute.interface import Added, Batch, Compute
-from espalier.trainer.engine.commands import Aggregated
+from espalier.trainer.engine.gradient_commands import Aggregated
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import invalid
 from espalier.trainer.prometheus import PHASES

@@ -15,8 +15,9 @@ from espalier.api.platform import TraceRecord
 from espalier.api.wire.gradients import BackwardRequest
 from espalier.api.wire.step import OptimStepRequest
 from espalier.api.wire.trajectory import TrajectoryPayload, TrajectorySample
-from espalier.trainer.engine.commands import held_forward, logged_request
 from espalier.trainer.engine.detokenizer import Detokenizer
+from espalier.trainer.engine.forwards import held_forward
+from espalier.trainer.engine.gradient_commands import logged_request
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.problems import CommandError
 from espalier.trainer.volume.log_records import TINKER_GRADIENTS

@@ -8,8 +8,12 @@ import os
 
 from espalier.api.wire.problem import Problem
 from espalier.trainer.engine.checkpoint_files import UNREADABLE, Position
-from espalier.trainer.engine.commands import GradientCommand, gradient_command, logged_request
 from espalier.trainer.engine.explicit_command import ExplicitCommand, explicit_command
+from espalier.trainer.engine.gradient_commands import (
+    GradientCommand,
+    gradient_command,
+    logged_request,
+)
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.memory.planner import read_cuts
 from espalier.trainer.problems import CommandError

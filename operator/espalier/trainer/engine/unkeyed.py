@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from espalier.trainer.engine.commands import FORWARDS_KEPT, Answer, Command, Sent
+from espalier.trainer.engine.commands import Answer, Command, Sent
 from espalier.trainer.engine.engine import Admit, Engine
+from espalier.trainer.engine.forwards import FORWARDS_KEPT
 from espalier.trainer.volume.command_log import CommandLog, Key, Kind, Record
 
 STEP: Kind = "optim-step"
