@@ -14,8 +14,8 @@ from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire.problem import Problem
 from espalier.core.lineage.lineage import BASE_POINT
 from espalier.core.lineage.lineage_index import grow
+from espalier.core.model import default_head, source
 from espalier.core.model import model as models
-from espalier.core.model import source
 from espalier.core.model.source import SourceDecision, SourceView
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import JobState, Pod
@@ -340,7 +340,7 @@ def test_a_default_head_gives_way_to_one_that_is_declared_with_the_model(
 def test_a_model_without_a_head_of_its_name_gets_one() -> None:
     assert ready(aged(60), heads=[head(name="canary")]).head_in == 0
     assert ready(aged(60)).head_in is None
-    made: Any = models.default_head(model())
+    made: Any = default_head.manifest(model())
     assert made["metadata"]["name"] == "m"
     assert made["spec"] == {"modelRef": {"name": "m"}, "mode": "Track"}
     assert made["metadata"]["ownerReferences"][0]["controller"] is False

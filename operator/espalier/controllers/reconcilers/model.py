@@ -23,8 +23,8 @@ from espalier.core.checkpoints import retention
 from espalier.core.manifests.importer import importer_job
 from espalier.core.manifests.installation import ChildSettings
 from espalier.core.manifests.labels import MODEL, ROLE, Role
+from espalier.core.model import default_head, reported, source
 from espalier.core.model import model as models
-from espalier.core.model import reported, source
 from espalier.core.names import importer_name, rollout_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker, uncreated
@@ -85,7 +85,7 @@ class ModelReconciler:
             if made is not None:
                 self.lister.learn("Checkpoint", made)
         if decision.head_in == 0:
-            await self.cluster.create("CheckpointHead", models.default_head(model))
+            await self.cluster.create("CheckpointHead", default_head.manifest(model))
         replaced = await self.servers.apply(model, decision)
         if await self.writer.write("TrainableModel", body, decision.status):
             before, after = model.status.conditions, decision.status.conditions

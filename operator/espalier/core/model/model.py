@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Literal
 
 from espalier.api.checkpointhead import CheckpointHead
-from espalier.api.meta import API_VERSION, ObjectRef
+from espalier.api.meta import ObjectRef
 from espalier.api.model.status import Endpoint, Read, RolloutStatus, TrainableModelStatus
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.trainingrun import TrainingRun
@@ -17,21 +16,14 @@ from espalier.core import conditions
 from espalier.core.checkpoints import imported
 from espalier.core.checkpoints.scrub import ScrubDecision
 from espalier.core.conditions import Finding
-from espalier.core.gitowner import git_owner
 from espalier.core.lineage.lineage import Lineage
-from espalier.core.manifests.intent import Manifest, owner_reference
+from espalier.core.manifests.intent import Manifest
 from espalier.core.manifests.labels import child_labels
-from espalier.core.model import drawn_tree, reads, reported, source
+from espalier.core.model import default_head, drawn_tree, reads, reported, source_shown
 from espalier.core.model.source import SourceDecision
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker
 from espalier.core.pods.pods import Pod
-
-# Whoever declares a model may declare its head as well, a moment later. Made before that comes, the
-# default head would be in the way: kubectl fails (AlreadyExists), and a head that Git takes over
-# goes with the model that owns it. The first is for kubectl and Helm, the second for a sync.
-APPLY_SECONDS = 2.0
-SYNC_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +112,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
     status = TrainableModelStatus(
         observed_generation=model.metadata.generation,
         resolved=view.source.resolved,
-        source=source.shown(model),
+        source=source_shown.in_a_word(model),
         import_progress=view.source.progress,
         root_checkpoint_ref=ObjectRef(name=origin.name) if origin and resolved else None,
         reads=[*view.reads],
@@ -137,7 +129,7 @@ def decide(view: ModelView, now: str) -> ModelDecision:
         status,
         trainer_replicas=_scale(int(view.trains), trainer) if resolved and not unfit else None,
         rollout_replicas=_scale(wanted, rollouts) if resolved and not unfit else None,
-        head_in=None if _has_head(view) else _head_in(model, now),
+        head_in=_head_in(view, now),
         root=imported.root(model, view.source.resolved, view.lineage),
         sampled=reads.folders(view.reads, reads.named(model, ())),
         trained=reads.folders(view.reads, reads.named(model, [view.run] if view.run else ())),
@@ -182,33 +174,12 @@ def _unfit_tree(view: ModelView) -> Finding | None:
     return Finding(conditions.ROLLOUTS_READY, "False", "AdapterMismatch", message)
 
 
-def _has_head(view: ModelView) -> bool:
-    """Whether the head of the model's name is there, be it another model's."""
+def _head_in(view: ModelView, now: str) -> float | None:
+    """Seconds until the model gets its default head; None where one of its name is there."""
     name = view.model.metadata.name
-    return view.namesake is not None or any(head.metadata.name == name for head in view.heads)
-
-
-def _head_in(model: TrainableModel, now: str) -> float:
-    """Seconds until the head is overdue: whoever declared the model had time to declare it."""
-    wait = SYNC_SECONDS if git_owner(asdict(model.metadata)) is not None else APPLY_SECONDS
-    age = datetime.fromisoformat(now) - datetime.fromisoformat(model.metadata.creation_timestamp)
-    # Clocks that disagree by more must not hold the head up.
-    return max(0.0, wait - abs(age.total_seconds()))
-
-
-def default_head(model: TrainableModel) -> dict[str, object]:
-    """The head that a model without one gets: created once, never updated, deleted with it."""
-    metadata = model.metadata
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "CheckpointHead",
-        "metadata": {
-            "name": metadata.name,
-            "namespace": metadata.namespace,
-            "ownerReferences": [owner_reference("TrainableModel", metadata, controller=False)],
-        },
-        "spec": {"modelRef": {"name": metadata.name}, "mode": "Track"},
-    }
+    # Be it another model's.
+    there = view.namesake is not None or any(head.metadata.name == name for head in view.heads)
+    return None if there else default_head.due_in(view.model, now)
 
 
 def _scale(wanted: int, workload: _Workload) -> int:

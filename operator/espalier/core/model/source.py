@@ -10,11 +10,12 @@ from typing import Literal
 from pydantic import ValidationError
 
 from espalier.api.checkpoint import Checkpoint
-from espalier.api.source import Base, ImportProgress, Resolved
+from espalier.api.source import ImportProgress, Resolved
 from espalier.api.trainablemodel import TrainableModel
 from espalier.api.wire.import_state import ImportState
 from espalier.core import conditions
 from espalier.core.conditions import Finding
+from espalier.core.model import import_progress
 from espalier.core.names import importer_name
 from espalier.core.pods import pods
 from espalier.core.pods.blockers import Blocker
@@ -22,8 +23,6 @@ from espalier.core.pods.pods import JobState, Pod
 from espalier.core.pods.queued import Wait
 
 _SILENT = "it has yet to say how far it is"
-# Enough of a commit to tell it from others.
-REVISION_CHARS = 7
 ImporterAction = Literal["Keep", "Create", "Delete"]
 
 
@@ -189,68 +188,15 @@ def _unfinished(view: SourceView, job: JobState) -> SourceDecision:
         words = pods.last_words(view.importer_pods)
         again = f"; tried again after: {words}" if words else ""
         placing = any(pod.placing for pod in present)
-        progress = _whole(view.model) if placing else _progress(view.import_state)
+        if placing:
+            progress = import_progress.whole(view.model)
+        else:
+            progress = import_progress.told(view.import_state)
         silent = "its bytes are there, and are checked" if placing else _SILENT
-        far = _shown(progress) if progress else silent
+        far = import_progress.shown(progress) if progress else silent
         message = f"the importer brings the base to the volume ({far}){again}"
         return replace(_importing(message, "Keep"), progress=progress)
     return _missing(reason, pods.waiting(present), permanent=False)
-
-
-def _progress(state: ImportState | None) -> ImportProgress | None:
-    """What the pod says, within its own bounds; None before it knows what there is to do."""
-    if state is None or not state.total_bytes:
-        return None
-    done = min(state.done_bytes, state.total_bytes)
-    return ImportProgress(
-        done_bytes=done,
-        total_bytes=state.total_bytes,
-        bytes_per_second=state.bytes_per_second,
-        percent=100 * done // state.total_bytes,
-    )
-
-
-def _whole(model: TrainableModel) -> ImportProgress | None:
-    """What the importer said last, now that all of it is there."""
-    last = model.status.import_progress
-    if last is None:
-        return None
-    there = {"done_bytes": last.total_bytes, "bytes_per_second": 0, "percent": 100}
-    return last.model_copy(update=there)
-
-
-def _shown(progress: ImportProgress) -> str:
-    if progress.done_bytes == progress.total_bytes:
-        return f"all {_size(progress.total_bytes)} are there, and are checked"
-    done, total = _size(progress.done_bytes), _size(progress.total_bytes)
-    rate = _size(progress.bytes_per_second)
-    return f"{done} of {total}, {progress.percent}%, {rate}/s"
-
-
-def _size(count: int) -> str:
-    """Bytes, for people."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.0f} KiB"
-
-
-def shown(model: TrainableModel) -> str:
-    """A model's source in a word."""
-    source = model.spec.source
-    if source.checkpoint_ref is not None:
-        return source.checkpoint_ref.name
-    found = [_base_shown(base) for base in (source.base, source.adapter) if base is not None]
-    return " + ".join(found)
-
-
-def _base_shown(base: Base) -> str:
-    if base.hugging_face is not None:
-        return f"{base.hugging_face.repository}@{base.hugging_face.revision[:REVISION_CHARS]}"
-    if base.persistent_volume_claim is not None:
-        claim = base.persistent_volume_claim
-        return "/".join(filter(None, (claim.claim_name, claim.path)))
-    return base.image or ""
 
 
 def _outlived(view: SourceView, kept: Pod) -> SourceDecision:
