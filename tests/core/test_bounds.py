@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.core.objects import LATER, NOW, checkpoint, condition, head, run
-from tests.core.test_run import PAUSED, RUNNER, SERVED, job, said, view
+from tests.core.run_views import PAUSED, RUNNER, SERVED, job, said, view
 
 from espalier.api.wire.commits import Tokens
 from espalier.core.conditions import find

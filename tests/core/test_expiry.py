@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.core.objects import LATER, NOW, condition, run
-from tests.core.test_run import job, view
+from tests.core.run_views import job, view
 
 from espalier.core.conditions import find
 from espalier.core.gitowner import GitOwner

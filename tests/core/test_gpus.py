@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tests.core.test_run import RUNNER
+from tests.core.run_views import RUNNER
 from tests.kube.children import SETTINGS, model_of, run_of
 
 from espalier.core.manifests.runner import runner_job

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.core.objects import LATER, NOW, head, model, pins, run
-from tests.core.test_run import SERVED, said
+from tests.core.run_views import SERVED, said
 
 from espalier.core.run import idle
 from espalier.core.run import run as runs

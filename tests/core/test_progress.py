@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from tests.core.objects import checkpoint, run
-from tests.core.test_run import view
+from tests.core.run_views import view
 
 from espalier.api.checkpoint import Checkpoint
 from espalier.api.run.status import Progress

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.core.objects import NOW, digest, model, run
-from tests.core.test_run import view
+from tests.core.run_views import view
 
 from espalier.api.run.status import Provenance
 from espalier.api.trainingrun import TrainingRun

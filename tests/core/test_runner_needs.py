@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.core.objects import NOW, run
-from tests.core.test_run import RUNNER, view
+from tests.core.run_views import RUNNER, view
 
 from espalier.core.conditions import find
 from espalier.core.run import run as runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.core.objects import NOW, checkpoint, commit, digest, run
-from tests.core.test_run import view
+from tests.core.run_views import view
 
 from espalier.api.run.status import TasksetStatus
 from espalier.api.wire.step import TasksetUsed
