@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from tests.runner.bench import BRIEF, Bench
 from tests.runner.standin import half_right
-from tests.runner.test_loop import BRIEF, Bench, bench
 from tests.runner.test_with_trainer import Passage, checkpoints, drive, passage_at
 
 from espalier.client import RefusedError
 from espalier.runner.run_end import UserError
 
-__all__ = ["bench"]
 TWICE = {"minibatches": 2, "epochs": 2}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.runner.test_loop import Bench, bench
+from tests.runner.bench import Bench
 from tests.runner.test_with_trainer import Passage, checkpoints, drive, metrics_of, passage_at
 
 from espalier.api.run.loss import CustomRef
@@ -24,8 +24,6 @@ from espalier.runner.custom_loss.process import Call, asked
 from espalier.runner.run_end import UserError
 from espalier.runner.scoring import seccomp
 from espalier.trainer.batch.losses import Tokens, loss_spec, token_losses
-
-__all__ = ["bench"]
 
 pytestmark = pytest.mark.skipif(
     not seccomp.supported(), reason="this kernel has no seccomp filters"

@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 from tests.environments.packages import VERIFIERS, interpreter
 from tests.environments.test_verifiers import SUMS
+from tests.runner.bench import Bench
 from tests.runner.standin import half_right
-from tests.runner.test_loop import Bench, bench
 
 from espalier.api.run.taskset import Taskset
 from espalier.cli.heldout_tasks import of_image
 from espalier.environments import host
 from espalier.runner.run_end import UserError
 from espalier.runner.task_source import PlayedTasks
-
-__all__ = ["bench"]
 
 GAME = """
 def tasks(seed, size):

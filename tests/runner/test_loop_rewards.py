@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from tests.runner.bench import BRIEF, Bench
 from tests.runner.standin import half_right
 from tests.runner.standin import spec as declared
-from tests.runner.test_loop import BRIEF, Bench, bench
 
 from espalier.api.trainingrun import TrainingRunSpec
 from espalier.rewards.scored import Failed, Scored
@@ -19,8 +19,6 @@ from espalier.runner.group_sampling import NOTHING
 from espalier.runner.rewards import Group
 from espalier.runner.run_end import UserError
 from espalier.runner.task_protocol import Task
-
-__all__ = ["bench"]
 
 RIGHT = {"name": "right", "exact": {}}
 STYLE = {"name": "style", "weight": "0.5", "python": {"configMapRef": {"name": "rewards"}}}

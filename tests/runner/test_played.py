@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from tests.runner.bench import BRIEF, Bench, series
 from tests.runner.standin import StandIn
-from tests.runner.test_loop import BRIEF, Bench, series
 
 from espalier.client.errors import TOO_LONG
 from espalier.environments.board_2048 import DIRECTIONS

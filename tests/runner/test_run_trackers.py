@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runner.bench import Bench
 from tests.runner.standin import UID
-from tests.runner.test_loop import Bench, bench
 from tests.tracking.wandb_files import offline_runs
 
 from espalier.api.run.tracking import Tracking
@@ -18,7 +18,6 @@ from espalier.runner.run_trackers import OF_CHECKPOINT
 from espalier.tracking.tracker import package
 from espalier.trainer.batch.step_metrics import METRICS
 
-__all__ = ["bench"]
 SECRET = "planted-secret-of-the-pod"
 
 

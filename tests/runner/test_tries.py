@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
+from tests.runner.bench import BRIEF, Bench, held_out
 from tests.runner.standin import StandIn
-from tests.runner.test_loop import BRIEF, Bench, held_out
 from tests.runner.test_played import GAME, moves
 
 from espalier.environments.errors import RolloutFailedError
