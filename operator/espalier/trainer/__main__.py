@@ -31,6 +31,7 @@ from espalier.trainer.compute import gpu_memory
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
+from espalier.trainer.http.site import Site
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
@@ -118,8 +119,7 @@ async def serve(settings: TrainerSettings, world: World, host: str, port: int) -
         service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, **SERVER
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    await Site(runner, host, port).start()
     logger.info("listening on %s, loading base %s", runner.addresses, settings.base)
     starting = asyncio.create_task(service.start(lambda told: make_engine(settings, world, told)))
     stopping = asyncio.create_task(stop.wait())
