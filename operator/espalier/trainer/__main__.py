@@ -25,6 +25,7 @@ from aiohttp import web
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.core.volume import base_directory
 from espalier.environment import SettingsError
 from espalier.telemetry import spans
 from espalier.trainer.compute import gpu_memory
@@ -42,6 +43,7 @@ from espalier.trainer.settings import TrainerSettings, read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.command_log import CommandLog
 from espalier.trainer.volume.lock import LogBusyError
+from espalier.unchanged import end_if_changed, note
 
 logger = logging.getLogger("espalier.trainer")
 
@@ -73,15 +75,15 @@ def make_engine(
     log = CommandLog(store.model_directory(settings.model))
     meeting.choose_device(world)
     gpu_memory.tell()
+    # Before any rank reads it, and looked at again once all have.
+    base = note(base_directory(settings.volume, settings.base))
     control = meeting.meet(world)
     policy = make_policy(settings, store, world)
+    compute = meeting.lead(policy, control)
     state = TrainingState(
-        model=settings.model,
-        base=settings.base,
-        compute=meeting.lead(policy, control),
-        store=store,
-        log=log,
+        model=settings.model, base=settings.base, compute=compute, store=store, log=log
     )
+    end_if_changed(base)
     return Engine(state, publish)
 
 
