@@ -76,11 +76,14 @@ def base_file(volume: Volume, name: str = WEIGHTS) -> Path:
 
 
 @pytest.mark.parametrize("adapter", [ADAPTER, FULL], ids=["LoRA", "Full"])
-@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", ""])
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json", ""])
 def test_a_trainer_does_not_start_on_a_base_that_was_altered_while_it_was_loaded(
     volume: Volume, left: Path, name: str, adapter: Adapter
 ) -> None:
-    """Between hashing and loading, and put back before anybody looks again."""
+    """Between hashing and loading, and put back before anybody looks again.
+
+    Without its configuration it cannot be loaded, which would be told as the user's mistake.
+    """
     settings = read_settings(environment(volume, adapter))
     load = trainer.load_policy
 

@@ -78,12 +78,15 @@ def make_engine(
     # Before any rank reads it, and looked at again once all have.
     base = note(base_directory(settings.volume, settings.base))
     control = meeting.meet(world)
-    policy = make_policy(settings, store, world)
-    compute = meeting.lead(policy, control)
-    state = TrainingState(
-        model=settings.model, base=settings.base, compute=compute, store=store, log=log
-    )
-    end_if_changed(base)
+    try:
+        policy = make_policy(settings, store, world)
+        compute = meeting.lead(policy, control)
+        state = TrainingState(
+            model=settings.model, base=settings.base, compute=compute, store=store, log=log
+        )
+    finally:
+        # Also where it cannot be loaded: that may be no mistake of the user's.
+        end_if_changed(base)
     return Engine(state, publish)
 
 
