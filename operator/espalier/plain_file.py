@@ -23,7 +23,7 @@ def read_plain(path: Path) -> bytes:
         OSError: it is not there, or cannot be read.
     """
     try:
-        with open(path, "rb", opener=_here) as file:
+        with open(path, "rb", opener=open_here) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise NotPlainError(f"{path} is no plain file")
             return file.read()
@@ -33,5 +33,6 @@ def read_plain(path: Path) -> bytes:
         raise
 
 
-def _here(path: str, flags: int) -> int:
+def open_here(path: str, flags: int) -> int:
+    """As ``os.open``, of no link in its last place, and without waiting for who writes a pipe."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -29,8 +29,8 @@ from espalier.local.free_memory import GIB, Memory
 from espalier.local.kubelet import Kubelet
 from espalier.local.layout import Layout, StartError
 from espalier.local.memory_apiserver import MemoryCluster
-from espalier.local.pod_process import ProcessPlan
-from espalier.local.running import Running
+from espalier.local.pod_process import CompanionPlan, InitPlan, ProcessPlan
+from espalier.local.running import CANNOT_START, Running
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
 
 SERVER = """
@@ -306,6 +306,89 @@ async def test_a_models_image_is_imported_as_its_jobs_manifest_says(tmp_path: Pa
     volume = layout.volume("espalier-weights")
     CheckpointStore(volume, "").verify("base", resolved.digest)
     assert not imports_of(volume, "arith").exists()
+
+
+def not_executable(place: Path) -> Path:
+    program = place / "python"
+    program.write_text("no program")
+    return program
+
+
+PROGRAMS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "none": (lambda place: place / "python", "No such file or directory"),
+    "not executable": (not_executable, "Permission denied"),
+}
+QUIET = (sys.executable, "-c", "")
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+async def until(reached: Callable[[], bool]) -> None:
+    await asyncio.to_thread(wait_until, reached)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("works_first", [False, True])
+async def test_a_process_that_cannot_be_started_has_ended_and_says_why(
+    tmp_path: Path, program: str, *, works_first: bool
+) -> None:
+    """Also one that would go on with what an init container has begun."""
+    make, why = PROGRAMS[program]
+    path = str(make(tmp_path))
+    plan = ProcessPlan(
+        copies=(),
+        command=(path, "-m", "place"),
+        environment={},
+        message=tmp_path / "message",
+        works_first=InitPlan("importer", QUIET, {}) if works_first else None,
+    )
+    running = await Running.start(plan, tmp_path / "log")
+    await until(lambda: running.code is not None)
+    assert running.code == CANNOT_START
+    assert running.message.startswith(f"{path} -m place cannot be started: ")
+    assert why in running.message
+    await running.stop()
+
+
+async def test_a_server_that_cannot_be_started_is_tried_again_and_says_why(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the environment that espalier dev runs in was removed."""
+    program = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(program))
+    await node.cluster.apply("Deployment", workload("Deployment", "rollout", SERVER))
+    await node.until(lambda: "status" in node.pod() and "128" in read_pod(node.pod()).died)
+    assert f"{program} -c" in read_pod(node.pod()).died
+    monkeypatch.undo()
+    await node.until(node.ready)
+
+
+async def test_what_runs_beside_a_pod_and_cannot_be_started_says_so_and_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    program, ran, log = tmp_path / "program", tmp_path / "ran", tmp_path / "log"
+    beside = CompanionPlan((str(program), str(ran)), tmp_path, {"PATH": os.environ["PATH"]})
+    plan = ProcessPlan(
+        copies=(),
+        command=(sys.executable, "-c", "import time; time.sleep(600)"),
+        environment={},
+        message=tmp_path / "message",
+        companions=(beside,),
+    )
+    running = await Running.start(plan, log)
+    await until(lambda: f"{program} {ran} cannot be started: " in log.read_text())
+    made = tmp_path / "made"
+    made.write_text('#!/bin/sh\ntouch "$1"\n')
+    made.chmod(0o755)
+    made.rename(program)
+    await until(ran.exists)
+    assert running.code is None
+    await running.stop()
 
 
 async def test_a_job_is_tried_again_as_often_as_it_says(node: Node, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -167,6 +169,53 @@ def test_a_completion_that_runs_ends_on_the_weights_that_it_began_with(world: Wo
     assert len(found["token_ids"]) == RUNNING_TOKENS
     assert difference(world, a, [found]) <= 1e-4
     assert difference(world, b, sampled(world, b)) <= 1e-4
+
+
+@contextmanager
+def written_again_and_again(file: Path) -> Iterator[None]:
+    """The bytes that are there, by another process: nobody who hashes them finds others."""
+    stop = threading.Event()
+
+    def write() -> None:
+        with file.open("r+b") as opened:
+            first = opened.read(8)
+            while not stop.wait(0.001):
+                opened.seek(0)
+                opened.write(first)
+                opened.flush()
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        yield
+        stop.set()
+        writing.result()
+
+
+def test_weights_whose_files_are_written_while_they_are_loaded_are_not_served(
+    world: World,
+) -> None:
+    a, b = world.name(0), world.name(1)
+    world.rollout.serve(a)
+    with written_again_and_again(sorted(world.directory(b).glob("*.safetensors"))[0]):
+        answer = world.rollout.serve(b)
+    assert (answer.status_code, answer.json()["reason"]) == (500, "LoadFailed")
+    assert "was changed after its bytes were hashed" in answer.json()["detail"]
+    assert world.state() == {"adapters": [a], "ready": True, "base": False}
+    assert difference(world, a, sampled(world, a)) <= 1e-4
+    assert world.rollout.serve(b).json()["adapters"] == [b]
+
+
+def test_weights_that_are_loaded_stay_when_their_files_are_overwritten(world: World) -> None:
+    a = world.name(0)
+    world.rollout.serve(a)
+    before = sampled(world, a)
+    files = {file: file.read_bytes() for file in world.directory(a).glob("*.safetensors")}
+    for file, content in files.items():
+        with file.open("r+b") as opened:
+            opened.write(bytes(len(content)))
+    assert_same(sampled(world, a), before)
+    for file, content in files.items():
+        file.write_bytes(content)
 
 
 def damaged(world: World, kind: str) -> tuple[str, ...]:

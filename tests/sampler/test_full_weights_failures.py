@@ -16,19 +16,27 @@ from tests.sampler import tiny
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.exceptions import GracefulHTTPError
 
+from espalier.core.volume import base_directory
 from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
 from espalier.sampler.served import ServeError
+from espalier.sampler.verified_store import verify_base
 
 pytestmark = pytest.mark.vllm
 
 
 class Engine:
-    """Loads what it is told, but for the calls, counted from 1, that fail."""
+    """Loads what it is told, but for the calls, counted from 1, that fail.
 
-    def __init__(self, *failing: int) -> None:
+    ``meanwhile`` is done in each call, with the files that are loaded.
+    """
+
+    def __init__(
+        self, *failing: int, meanwhile: Callable[[list[str]], object] = lambda _: None
+    ) -> None:
         self._failing = failing
+        self.meanwhile = meanwhile
         self._calls = 0
         self.paused = False
         self.loaded: Sequence[str] = ()
@@ -42,6 +50,7 @@ class Engine:
     async def collective_rpc(self, method: str, args: tuple[list[str]]) -> list[str]:
         assert (method, self.paused) == ("load_full_weights", True)
         self._calls += 1
+        self.meanwhile(args[0])
         self.loaded = () if self._calls in self._failing else args[0]
         return [""] if self.loaded else ["RuntimeError: no memory"]
 
@@ -63,7 +72,9 @@ def serving(tmp_path: Path) -> Callable[[Engine], tuple[FullServing, Any, list[s
     def make(engine: Engine) -> tuple[FullServing, Any, list[str]]:
         models = SimpleNamespace(base_model_paths=[BaseModelPath("base", "")], lora_resolvers=[])
         state = SimpleNamespace(engine_client=engine, openai_serving_models=models)
-        subject = FullServing(state, FullStore(tmp_path, base, tied=True), WeightsGate(nothing))
+        verified = verify_base(base_directory(tmp_path, base))
+        store = FullStore(tmp_path, base, verified=verified, tied=True)
+        subject = FullServing(state, store, WeightsGate(nothing))
         return subject, models, [f"tiny@{digest[7:19]}" for digest in digests]
 
     return make
@@ -101,3 +112,59 @@ async def test_an_engine_that_cannot_go_back_answers_nothing_more_and_is_called_
     with pytest.raises(GracefulHTTPError) as refused:
         await models.lora_resolvers[0].resolve_lora("", "base")
     assert refused.value.http_status == 503
+
+
+class Writer:
+    """Another process, which writes the bytes again that a file has."""
+
+    def __init__(self, *directories: str) -> None:
+        self._directories = directories
+
+    def __call__(self, files: list[str]) -> None:
+        for file in map(Path, files):
+            if file.parent.name.startswith(self._directories):
+                file.write_bytes(file.read_bytes())
+
+
+async def test_weights_that_were_changed_while_they_were_loaded_are_not_served(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+) -> None:
+    engine = Engine()
+    subject, models, (a, b) = serving(engine)
+    await subject.serve([a])
+    engine.meanwhile = Writer(f"sha256-{b.partition('@')[2]}")
+    with pytest.raises(ServeError, match=f"was changed after .* {a} stays served"):
+        await subject.serve([b])
+    assert [path.name for path in models.base_model_paths] == [a]
+    await subject.check_health()
+    engine.meanwhile = Writer()
+    assert (await subject.serve([b])).adapters == [b]
+
+
+async def test_weights_before_are_not_gone_back_to_where_they_were_changed_since(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+) -> None:
+    """They would be read a second time, and were hashed before the first."""
+    engine = Engine(meanwhile=Writer("sha256-"))
+    subject, models, (a, _) = serving(engine)
+    with pytest.raises(ServeError) as caught:
+        await subject.serve([a])
+    assert caught.value.problem.reason == "EngineBroken"
+    assert models.base_model_paths == []
+
+
+async def test_a_base_that_was_changed_since_the_start_is_hashed_again(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]], tmp_path: Path
+) -> None:
+    subject, _, (a, _) = serving(Engine())
+    (weights,) = (tmp_path / "bases").glob("*/model.safetensors")
+    content = weights.read_bytes()
+    await subject.serve([a])
+    weights.write_bytes(content)
+    assert (await subject.serve([])).base
+    await subject.serve([a])
+    weights.write_bytes(content[:-1] + b"x")
+    with pytest.raises(ServeError) as refused:
+        await subject.serve([])
+    assert (refused.value.status, refused.value.problem.reason) == (422, "FileAltered")
+    assert (await subject.served()).adapters == [a]

@@ -76,7 +76,7 @@ def test_matrices_below_the_grain_of_torch_get_one_thread(hidden: int, threads: 
 
 def test_two_pods_do_not_share_a_seed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr(launcher, "_serve", lambda arguments, told, cpu: started.append(arguments))
+    monkeypatch.setattr(launcher, "_serve", lambda arguments, *_, cpu: started.append(arguments))
     monkeypatch.setattr(launcher.verified_store, "verify_base", lambda directory: None)
     monkeypatch.setattr(launcher.os, "environ", GOOD | {"ESPALIER_VOLUME": str(tmp_path)})
     base = tmp_path / "bases" / GOOD["ESPALIER_BASE"].replace(":", "-")

@@ -4,6 +4,7 @@ next request is served.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import uuid
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from dev.apiserver import ApiServer
 from prometheus_client import REGISTRY
@@ -29,6 +31,7 @@ from espalier import identity
 from espalier.api.meta import API_VERSION
 from espalier.gateway.prometheus import PodReasons
 from espalier.sampler import guard
+from espalier.trainer.http.site import Site
 
 __all__ = ["trainer"]
 
@@ -244,6 +247,32 @@ async def test_a_refusal_of_a_trainer_is_counted_and_tells_nothing(trainer: Any,
     assert_tells_nothing(told, *headers.get("Authorization", "").split()[1:], GARBAGE)
     good = await trainer.post(TRAIN, headers=MINE(), data=tiny.forward_backward().model_dump_json())
     assert good.status == 200
+
+
+MALFORMED = {
+    "no HTTP": b"\x01 / HTTP/1.1\r\n\r\n",
+    "a header that is too large": b"GET /healthz HTTP/1.1\r\nX-Large: " + b"a" * 9000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_what_is_no_http_is_counted_by_a_trainer_and_told_nothing(
+    trainer: Any, name: str
+) -> None:
+    """At the port that it serves: the parser refuses it, and no route is reached."""
+    await Site(trainer.server.runner, "127.0.0.1", 0).start()
+    host, port = trainer.server.runner.addresses[-1]
+    before = counted("trainer", "HttpMalformed")
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(MALFORMED[name])
+    answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.0 400 "), answer
+    assert counted("trainer", "HttpMalformed") == before + 1
+    assert_tells_nothing(answer)
+    async with aiohttp.request("GET", f"http://{host}:{port}/healthz") as good:
+        assert good.status == 200
+    assert counted("trainer", "HttpMalformed") == before + 1
 
 
 GATEWAY: Headers = partial(authorization, "gateway")

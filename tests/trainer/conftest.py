@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,9 +37,7 @@ def policy(shared_policy: Policy) -> Policy:
 @pytest.fixture
 def volume(tiny_base: Volume, tmp_path: Path) -> Volume:
     """A volume of its own that holds the base."""
-    (tmp_path / "bases").mkdir()
-    for base in (tiny_base.path / "bases").iterdir():
-        (tmp_path / "bases" / base.name).symlink_to(base)
+    shutil.copytree(tiny_base.path / "bases", tmp_path / "bases")
     return Volume(tmp_path, tiny_base.base)
 
 

@@ -250,9 +250,7 @@ def _exempt(path: Path) -> bool:
 def new_volume(base: Volume, directory: Path) -> Volume:
     """An empty volume with the base, which is never written."""
     path = Path(tempfile.mkdtemp(dir=directory))
-    (path / "bases").mkdir()
-    for stored in (base.path / "bases").iterdir():
-        (path / "bases" / stored.name).symlink_to(stored)
+    (path / "bases").symlink_to(base.path / "bases")
     return Volume(path, base.base)
 
 

@@ -49,7 +49,8 @@ def test_an_imported_base_is_named_by_its_content(store: CheckpointStore, source
     assert import_directory(store, source) == first
     (source / "model.safetensors").write_bytes(b"Weights")
     assert import_directory(store, source).digest != first.digest
-    assert store.verify("base", first.digest) == first
+    verified = store.verify("base", first.digest)
+    assert (verified.path, verified.manifest) == (first.path, first.manifest)
 
 
 @pytest.mark.parametrize(

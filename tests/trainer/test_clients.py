@@ -277,9 +277,8 @@ class Clients(RuleBasedStateMachine):
 
 def volume_with(base: Volume, path: Path) -> Volume:
     """A volume of its own with the base, which nobody writes."""
-    (path / "bases").mkdir(parents=True)
-    for stored in (base.path / "bases").iterdir():
-        (path / "bases" / stored.name).symlink_to(stored)
+    path.mkdir(parents=True)
+    (path / "bases").symlink_to(base.path / "bases")
     return Volume(path, base.base)
 
 

@@ -191,9 +191,7 @@ def straight(new_volume: Callable[[], Volume], shared_policy: Policy) -> tuple[A
 
 
 def fresh(tiny_base: Volume, path: Path) -> Volume:
-    (path / "bases").mkdir()
-    for base in (tiny_base.path / "bases").iterdir():
-        (path / "bases" / base.name).symlink_to(base)
+    (path / "bases").symlink_to(tiny_base.path / "bases")
     return Volume(path, tiny_base.base)
 
 

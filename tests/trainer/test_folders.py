@@ -154,7 +154,7 @@ def test_a_trainer_is_held_near_another_models_checkpoint_only_where_its_run_nam
 
     def found() -> None:
         engine = tiny.engine(place, volume.base, policy)
-        assert engine.state.references.find(commit.name).is_dir()
+        assert engine.state.references.find(commit.name).path.is_dir()
         engine.state.log.close()
 
     def refused() -> None:

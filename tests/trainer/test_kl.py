@@ -217,7 +217,7 @@ def test_the_reference_is_the_checkpoint_that_the_run_names(volume: Volume) -> N
     wanted = compute.score(compute.admit(batch))
     perturb(policy)
     moved = compute.score(compute.admit(batch))
-    compute.hold_reference(engine.state.references.find(name))
+    compute.hold_reference(engine.state.references.find(name).path)
     assert compute.refer(compute.admit(batch)).logprobs == wanted
     assert compute.score(compute.admit(batch)) == moved != wanted
     # In float64: K3 of the two, over every token.
@@ -237,7 +237,7 @@ def pending_near(volume: Volume) -> tuple[dict[str, torch.Tensor], str, Path]:
     """A trainer that died with gradients near a checkpoint: these, and the checkpoint's place."""
     engine, policy, name = held_near(volume)
     near = request({**ON, "reference": "Checkpoint", "checkpoint": name, "placement": "Loss"})
-    place = engine.state.references.find(name)
+    place = engine.state.references.find(name).path
     # Away from the reference, or the penalty has no slope.
     tiny.send(engine, "forward-backward", tiny.forward_backward(), ("s", 0))
     tiny.send(engine, "optim-step", tiny.optim_step(), ("s", 1))
@@ -296,7 +296,7 @@ def test_a_reference_takes_its_memory_from_batches_and_gives_it_back(volume: Vol
     engine, policy, name = held_near(volume)
     compute = engine.state.compute
     assert isinstance(compute, LocalCompute)
-    free, path = compute.planner.available, engine.state.references.find(name)
+    free, path = compute.planner.available, engine.state.references.find(name).path
     taken_up = sum(4 * parameter.numel() for parameter in policy.parameters.values())
     compute.hold_reference(path)
     assert compute.planner.available == free - taken_up

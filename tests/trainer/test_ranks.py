@@ -39,7 +39,9 @@ from espalier.trainer.problems import CommandError
 from espalier.trainer.ranks import meeting, this_rank
 from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import SECRET, read_world
+from espalier.trainer.volume.checkpoint_store import Verified
 from espalier.trainer.volume.command_log import CommandLog
+from espalier.unchanged import note
 
 STEP = OptimStepRequest(learning_rate=1e-2)
 # With a tiny eps Adam's first steps are the signs of gradients, be they but rounding errors.
@@ -235,13 +237,14 @@ def test_a_reference_and_a_divided_step_are_those_of_one_rank(
     local.add_loss(local.admit(data(pair.policy), SPEC), SPEC, 3)
     local.write(local.propose(tiny.optim_step()), near)
     local.drop_gradients()
+    held = Verified("near", near, {}, note(near))
     reference = {"reference": "Checkpoint" if checkpoint else "Base", "checkpoint": checkpoint}
     request = tiny.forward_backward(
         aggregation="SequenceMean", kl={"coefficient": 0.1, **reference}
     )
     found = []
     for compute in (local, pair.ranked):
-        command = gradient_command(compute, log, request, find=lambda _: near)
+        command = gradient_command(compute, log, request, find=lambda _: held)
         assert isinstance(command, LossCommand)
         assert command.reference is not None
         added = command.run(compute)

@@ -13,13 +13,13 @@ import ssl
 import struct
 from collections.abc import Coroutine
 from functools import partial
-from http import HTTPStatus
 from typing import cast
 
 from aiohttp import web
 
 from espalier.gateway import prometheus
 from espalier.gateway.access.connections import Connection, Connections
+from espalier.malformed_http import HTTP_MALFORMED, handlers
 
 # Of a client that begins TLS and does not go on.
 HANDSHAKE_SECONDS = 10.0
@@ -103,10 +103,10 @@ class CountedSite(web.BaseSite):
         assert server is not None, "the runner is set up"
         tls = self._ssl_context
 
+        handler = handlers(server, prometheus.REFUSED.labels(HTTP_MALFORMED).inc)
+
         def made() -> _Counted:
-            # As the server makes its own.
-            inner = _Handler(server, loop=loop, **server._kwargs)
-            return _Counted(inner, connection, self._connections)
+            return _Counted(handler(), connection, self._connections)
 
         try:
             await loop.connect_accepted_socket(
@@ -128,23 +128,6 @@ class CountedSite(web.BaseSite):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Handler(web.RequestHandler):
-    """aiohttp's, which also counts what is no HTTP: no middleware sees that."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            prometheus.REFUSED.labels("HttpMalformed").inc()
-        return super().handle_error(request, status, exc, message)
 
 
 class _Counted(asyncio.Protocol):

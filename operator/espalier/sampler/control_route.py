@@ -33,6 +33,7 @@ from espalier.sampler.served import ServeError, Serving
 from espalier.sampler.verified_store import VerifiedCheckpoints
 from espalier.telemetry import asgi, spans
 from espalier.telemetry.settings import spans_endpoint
+from espalier.unchanged import end_if_changed
 
 logger = init_logger("vllm.espalier.serve")
 
@@ -63,12 +64,7 @@ class ControlRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Set up at start, before the first connection is accepted; then route."""
         if scope["type"] == "lifespan":
-            self._serving = self._started(scope["app"].state)
-            chat_checks.install(scope["app"].state.openai_serving_chat, continuation.FIELDS)
-            chat_checks.install_plain(scope["app"].state.openai_serving_completion)
-            continuation.install(scope["app"].state.openai_serving_chat)
-            turns.install(scope["app"].state.engine_client)
-            await self._serving.warm_up()
+            await self._start(scope["app"].state)
         else:
             turns.CALLER.set(Headers(scope=scope).get(CALLER, ""))
         await self._route(scope)(scope, receive, send)
@@ -80,12 +76,25 @@ class ControlRoutes:
             return self._router
         return self._gate if self._gate and scope["path"] in COMPLETIONS else self._app
 
+    async def _start(self, state: Any) -> None:
+        """Makes ready to be told what to serve; no route answers before. Ends on a changed base."""
+        serving = self._started(state)
+        chat_checks.install(state.openai_serving_chat, continuation.FIELDS)
+        chat_checks.install_plain(state.openai_serving_completion)
+        continuation.install(state.openai_serving_chat)
+        turns.install(state.engine_client)
+        await serving.warm_up()
+        # By now vLLM has read all that it ever reads of the base.
+        end_if_changed(state.args.espalier_base)
+        self._serving = serving
+
     def _started(self, state: Any) -> Serving:
         if self._gate is None:
             return AdapterServing(state)
         config = state.vllm_config.model_config.hf_text_config
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        store = FullStore(self._configuration.volume, self._configuration.base, tied=tied)
+        of, verified = self._configuration, state.args.espalier_base
+        store = FullStore(of.volume, of.base, verified=verified, tied=tied)
         return FullServing(state, store, self._gate)
 
     def _live(self) -> Serving:

@@ -21,6 +21,7 @@ from espalier.process import leave_problem
 from espalier.sampler import flags, settings, tool_parsers, verified_files, verified_store
 from espalier.sampler.cpu import quick_start
 from espalier.telemetry.settings import TRACES_ENDPOINT
+from espalier.unchanged import Noted
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -40,7 +41,7 @@ def main() -> None:
     try:
         configuration = settings.SamplerSettings.read(os.environ)
         spans = flags.spans_environment(configuration, os.environ)
-        verified_store.verify_base(configuration.base_directory)
+        base = verified_store.verify_base(configuration.base_directory)
     except SettingsError as error:
         _fail(Problem(reason="InvalidEnvironment", detail=error.detail, remedy=error.remedy))
     except verified_files.StoreError as error:
@@ -61,7 +62,7 @@ def main() -> None:
     if cpu:
         cache_bytes = flags.kv_cache_bytes(config, configuration, memory_bytes())
         arguments += flags.cpu_arguments(configuration, cache_bytes)
-    _serve(arguments, configuration, cpu=cpu)
+    _serve(arguments, configuration, base, cpu=cpu)
 
 
 def is_cpu_build() -> bool:
@@ -112,11 +113,13 @@ def _write_log_config(path: Path) -> None:
     own.replace(path)
 
 
-def _serve(arguments: list[str], configuration: settings.SamplerSettings, *, cpu: bool) -> None:
+def _serve(
+    arguments: list[str], configuration: settings.SamplerSettings, base: Noted, *, cpu: bool
+) -> None:
     with quick_start.uncollected():
         if cpu:
             quick_start.without_compiler()
-        serve = _imported(arguments)
+        serve = _imported(arguments, base)
         _check_parsers(configuration)
     if cpu:
         quick_start.inspect_here()
@@ -124,8 +127,8 @@ def _serve(arguments: list[str], configuration: settings.SamplerSettings, *, cpu
     serve()
 
 
-def _imported(arguments: list[str]) -> Callable[[], None]:
-    """Imports vLLM's server."""
+def _imported(arguments: list[str], base: Noted) -> Callable[[], None]:
+    """Imports vLLM's server. Our application finds ``base`` among its arguments."""
     # After the environment is set: vLLM reads it on import.
     import uvloop  # noqa: PLC0415
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker  # noqa: PLC0415
@@ -147,6 +150,7 @@ def _imported(arguments: list[str]) -> Callable[[], None]:
     configure_logging_from_args(parsed)
     plugin.register()
     validate_parsed_serve_args(parsed)
+    parsed.espalier_base = base
 
     async def serve() -> None:
         # vLLM's run_server without its SIGTERM handler, which loses the signal during start.

@@ -12,6 +12,7 @@ from typing import Any
 
 from espalier.api.wire.problem import Problem
 from espalier.core.volume import MANIFEST, canonical_json, digest_of, directory_name, sha256_of
+from espalier.unchanged import Noted
 
 _COPIED_AT_ONCE = 1 << 20
 
@@ -50,6 +51,16 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
             f"name a {kind}",
         )
     return manifest
+
+
+def refuse_strange(noted: Noted) -> None:
+    """Raise StoreError where a link, or what else is no file, stands among files."""
+    if noted.strange:
+        raise StoreError(
+            "Unreadable",
+            f"{noted.strange} of {noted.directory.name} is a link, or no plain file",
+            "restore the file from a copy, or delete the directory and import or train it again",
+        )
 
 
 def verify_file(directory: Path, name: str, manifest: dict[str, Any]) -> None:

@@ -22,7 +22,8 @@ from espalier.core.volume import (
     is_digest,
     unlisted,
 )
-from espalier.sampler.verified_files import StoreError, read_manifest, verify_file
+from espalier.sampler.verified_files import StoreError, read_manifest, refuse_strange, verify_file
+from espalier.unchanged import Noted, note
 
 ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
@@ -159,11 +160,14 @@ class AdapterStore(VerifiedCheckpoints):
         return rank
 
 
-def verify_base(directory: Path) -> None:
+def verify_base(directory: Path) -> Noted:
     """Raise StoreError unless the base is committed, and every byte of it what its digest says.
 
     Hashing reads what loading reads right after, from the page cache then. Files that the manifest
     does not list are refused, because vLLM reads what it finds.
+
+    Returns:
+        What it was noted as before it was hashed: who has loaded it looks again.
     """
     if not directory.is_dir():
         raise StoreError(
@@ -171,6 +175,7 @@ def verify_base(directory: Path) -> None:
             f"{directory.name} is not on the volume",
             "wait for the import of the base, or mount the volume that holds it",
         )
+    noted = note(directory)
     manifest = read_manifest(directory, "base")
     files = manifest.get("files", {})
     for name, entry in files.items():
@@ -181,8 +186,7 @@ def verify_base(directory: Path) -> None:
                 f"{name} of {directory.name} is missing or not {entry['size']} bytes long",
                 "delete the directory and import the base again",
             )
-    there = (p.relative_to(directory) for p in directory.rglob("*") if not p.is_dir())
-    if others := unlisted((path.as_posix() for path in there), files):
+    if others := unlisted(noted.files, files):
         raise StoreError(
             "FileNotListed",
             f"{directory.name} holds {others[0]}, which its manifest does not list",
@@ -191,3 +195,5 @@ def verify_base(directory: Path) -> None:
     with ThreadPoolExecutor(HASHED_AT_ONCE) as threads:
         for _ in threads.map(lambda name: verify_file(directory, name, manifest), files):
             pass
+    refuse_strange(noted)
+    return noted

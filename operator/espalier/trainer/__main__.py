@@ -25,12 +25,14 @@ from aiohttp import web
 
 from espalier import process
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
+from espalier.core.volume import base_directory
 from espalier.environment import SettingsError
 from espalier.telemetry import spans
 from espalier.trainer.compute import gpu_memory
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.http.service import SERVER, Service
+from espalier.trainer.http.site import Site
 from espalier.trainer.http.watchdog import Watchdog
 from espalier.trainer.policy.policy import Policy, load_policy
 from espalier.trainer.problems import CommandError, UserMistakeError
@@ -41,6 +43,7 @@ from espalier.trainer.settings import TrainerSettings, read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
 from espalier.trainer.volume.command_log import CommandLog
 from espalier.trainer.volume.lock import LogBusyError
+from espalier.unchanged import end_if_changed, note
 
 logger = logging.getLogger("espalier.trainer")
 
@@ -72,15 +75,18 @@ def make_engine(
     log = CommandLog(store.model_directory(settings.model))
     meeting.choose_device(world)
     gpu_memory.tell()
+    # Before any rank reads it, and looked at again once all have.
+    base = note(base_directory(settings.volume, settings.base))
     control = meeting.meet(world)
-    policy = make_policy(settings, store, world)
-    state = TrainingState(
-        model=settings.model,
-        base=settings.base,
-        compute=meeting.lead(policy, control),
-        store=store,
-        log=log,
-    )
+    try:
+        policy = make_policy(settings, store, world)
+        compute = meeting.lead(policy, control)
+        state = TrainingState(
+            model=settings.model, base=settings.base, compute=compute, store=store, log=log
+        )
+    finally:
+        # Also where it cannot be loaded: that may be no mistake of the user's.
+        end_if_changed(base)
     return Engine(state, publish)
 
 
@@ -118,8 +124,7 @@ async def serve(settings: TrainerSettings, world: World, host: str, port: int) -
         service.app(), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS, **SERVER
     )
     await runner.setup()
-    site = web.TCPSite(runner, host, port)
-    await site.start()
+    await Site(runner, host, port).start()
     logger.info("listening on %s, loading base %s", runner.addresses, settings.base)
     starting = asyncio.create_task(service.start(lambda told: make_engine(settings, world, told)))
     stopping = asyncio.create_task(stop.wait())

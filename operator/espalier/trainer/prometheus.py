@@ -39,7 +39,8 @@ UNIQUE_TOKENS = Counter(
 STEPS = Counter("espalier_trainer_steps", "Optimizer steps that were committed.")
 REFUSALS = Counter(
     "espalier_trainer_refusals",
-    "Commands and requests that were refused, by the reason of the answer (see errors).",
+    "Commands and requests that were refused, by the reason of the answer (see errors), and those "
+    "that are no HTTP (HttpMalformed).",
     ["reason"],
 )
 MISMATCH = Gauge(

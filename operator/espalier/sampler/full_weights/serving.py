@@ -26,6 +26,7 @@ from espalier.sampler.full_weights.store import FullStore, Weights
 from espalier.sampler.resolver import UnservableAdapterError
 from espalier.sampler.served import ServeError, Serving
 from espalier.sampler.verified_files import StoreError
+from espalier.unchanged import ChangedError
 
 logger = init_logger("vllm.espalier.full")
 
@@ -126,7 +127,10 @@ class FullServing(Serving):
         )  # fmt: skip
 
     async def _load(self, weights: Weights) -> str:
-        """Load into every worker; returns what failed, or an empty text."""
+        """Load into every worker; returns what failed, or an empty text.
+
+        Weights that were changed while they were loaded have failed.
+        """
         files = [str(file) for file in weights.files]
         try:
             async with asyncio.timeout(LOAD_SECONDS):
@@ -137,7 +141,13 @@ class FullServing(Serving):
             return self._broken
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return next((problem for problem in problems if problem), "")
+        if failed := next((problem for problem in problems if problem), ""):
+            return failed
+        try:
+            await asyncio.to_thread(weights.noted.check)
+        except ChangedError as error:
+            return f"{error.problem.text} (FilesChanged)"
+        return ""
 
     async def _restore(self, problem: str) -> NoReturn:
         """Load the previous weights again: some of them may have been overwritten."""

@@ -15,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
-from espalier.core.volume import base_directory
-from espalier.sampler.verified_files import StoreError, read_manifest, verify_file
-from espalier.sampler.verified_store import VerifiedCheckpoints
+from espalier.sampler.verified_files import StoreError, read_manifest, refuse_strange, verify_file
+from espalier.sampler.verified_store import VerifiedCheckpoints, verify_base
+from espalier.unchanged import ChangedError, Noted, note
 
 INDEX = "model.safetensors.index.json"
 # Files may omit a weight that is tied to another one, and tables that are computed.
@@ -29,28 +29,35 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Weights:
-    """Verified weights: their immutable name (``base`` or ``<slug>@<12 hex>``) and their files."""
+    """Verified weights: their immutable name (``base`` or ``<slug>@<12 hex>``) and their files.
+
+    ``noted``: what they were before they were hashed, for who loads them to look again afterwards.
+    """
 
     name: str
     files: tuple[Path, ...]
+    noted: Noted
 
 
 class FullStore(VerifiedCheckpoints):
-    """Sets of full weights of one base; ``tied``: its head is its embedding."""
+    """Sets of full weights of one base, which was ``verified`` at the start.
 
-    def __init__(self, volume: Path, base: str, *, tied: bool) -> None:
+    ``tied``: its head is its embedding.
+    """
+
+    def __init__(self, volume: Path, base: str, *, verified: Noted, tied: bool) -> None:
         super().__init__(volume, base)
-        self._base_directory = base_directory(volume, base)
+        self._verified = verified
         self._tied = tied
 
     def resolve(self, name: str) -> Weights:
         """The verified weights of a name; raises StoreError.
 
         Reads and hashes the checkpoint's weights, so call it from a thread. The base's were hashed
-        at the start (``verify_base``).
+        at the start (``verify_base``), and are again where somebody touched them since.
         """
         if name == names.BASE:
-            return Weights(name, self._files_of_base())
+            return self._weights_of_base()
         directory, manifest = self.open(name)
         if manifest.get("adapter_type") != "Full":
             raise StoreError(
@@ -58,15 +65,24 @@ class FullStore(VerifiedCheckpoints):
                 f"{name} is a checkpoint of adapter type LoRA, this server serves full weights",
                 "name a checkpoint of a model whose spec.adapter.type is Full",
             )
+        noted = note(directory)
         listed = _weight_files(directory, manifest)
         for file in listed:
             verify_file(directory, file, manifest)
+        refuse_strange(noted)
         files = tuple(directory / file for file in listed)
         self._check_fit(name, files)
-        return Weights(name, files)
+        return Weights(name, files, noted)
+
+    def _weights_of_base(self) -> Weights:
+        try:
+            self._verified.check()
+        except ChangedError:
+            self._verified = verify_base(self._verified.directory)
+        return Weights(names.BASE, self._files_of_base(), self._verified)
 
     def _files_of_base(self) -> tuple[Path, ...]:
-        directory = self._base_directory
+        directory = self._verified.directory
         manifest = read_manifest(directory, "base")
         return tuple(directory / file for file in _weight_files(directory, manifest))
 

@@ -52,11 +52,19 @@ def fresh_moments(parameters: Mapping[str, Tensor]) -> Moments:
 
 
 def read_moments(tensors: Mapping[str, Tensor], steps: int, device: torch.device) -> Moments:
-    """The inverse of ``Moments.tensors``, on a device."""
-    first, second = f".{FIRST}", f".{SECOND}"
+    """The inverse of ``Moments.tensors``, on a device; it keeps nothing of ``tensors``' memory."""
+
+    def named(moment: str) -> State:
+        ending = f".{moment}"
+        return {
+            name.removesuffix(ending): value.to(device, copy=True)
+            for name, value in tensors.items()
+            if name.endswith(ending)
+        }
+
     return Moments(
-        {n.removesuffix(first): v.to(device) for n, v in tensors.items() if n.endswith(first)},
-        {n.removesuffix(second): v.to(device) for n, v in tensors.items() if n.endswith(second)},
+        named(FIRST),
+        named(SECOND),
         steps,
     )
 

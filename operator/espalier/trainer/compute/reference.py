@@ -48,7 +48,8 @@ def load_reference(policy: Policy, checkpoint: Path, free: int) -> Reference:
             "give the trainer more memory (spec.trainer.template), or set kl.reference: {base: {}}",
         )
     weights = {
-        name: tensors[name].to(parameter.device, parameter.dtype)
+        # A copy: on a CPU it would stay the file, mapped, and change with it.
+        name: tensors[name].to(parameter.device, parameter.dtype, copy=True)
         for name, parameter in policy.parameters.items()
     }
     return Reference(checkpoint, weights, size)

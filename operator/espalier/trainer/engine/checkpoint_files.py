@@ -16,8 +16,9 @@ from espalier.core.names import checkpoint_name
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.interface import Compute
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored, Verified
 from espalier.trainer.volume.command_log import Key
+from espalier.unchanged import end_if_changed
 
 STATE_FILE = "state.json"
 BATCH_FILE = "batch.json"
@@ -72,7 +73,7 @@ class StepState(BaseModel):
 class Content:
     """A verified checkpoint."""
 
-    stored: Stored
+    stored: Verified
     state: StepState
 
 
@@ -131,6 +132,7 @@ def read(store: CheckpointStore, digest: str, base: str, adapter: Adapter) -> Co
         )
     _same_scale(stored, adapter)
     state = StepState.model_validate_json((stored.path / STATE_FILE).read_text())
+    end_if_changed(stored.noted)
     return Content(stored, state)
 
 

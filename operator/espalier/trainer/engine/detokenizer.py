@@ -9,7 +9,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from espalier.core.volume import base_directory
 from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
+from espalier.unchanged import end_if_changed, note
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,7 @@ class Detokenizer:
 
     def __init__(self, store: CheckpointStore, base: str) -> None:
         self._store, self._base = store, base
+        self._noted = note(base_directory(store.root, base))
         # At most the vocabulary, of which a run uses a small part.
         self._spelt: dict[int, str] = {}
 
@@ -47,9 +50,11 @@ class Detokenizer:
     def _tokenizer(self) -> Any:
         try:
             path = self._store.open("base", self._base).path
-            return AutoTokenizer.from_pretrained(
+            loaded = AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, DigestError) as error:
             logger.warning("no tokenizer, so rollouts are kept without text: %s", error)
             return None
+        end_if_changed(self._noted)
+        return loaded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from espalier.api.run.loss import Aggregation
 from espalier.api.wire.gradients import (
@@ -25,8 +24,12 @@ from espalier.trainer.engine.measurements import sampled
 from espalier.trainer.memory.planner import Cuts
 from espalier.trainer.problems import invalid
 from espalier.trainer.prometheus import PHASES
+from espalier.trainer.volume.checkpoint_store import Verified
 from espalier.trainer.volume.command_log import CommandLog, Record
+from espalier.unchanged import end_if_changed
 
+# The Checkpoint of a name.
+Find = Callable[[str], Verified]
 Aggregated = tuple[Aggregation, int | None]
 GradientRequest = ForwardBackwardRequest | BackwardRequest
 
@@ -113,7 +116,7 @@ def gradient_command(
     cuts: Cuts = (),
     referred: list[list[float]] | None = None,
     *,
-    find: Callable[[str], Path],
+    find: Find,
 ) -> GradientCommand:
     """A new gradient command, or with its ``cuts`` a logged one.
 
@@ -133,9 +136,7 @@ def logged_request(log: CommandLog, record: Record) -> GradientRequest:
     return ForwardBackwardRequest.model_validate_json(log.body(record))
 
 
-def hold_reference(
-    compute: Compute, field: str, name: str | None, find: Callable[[str], Path]
-) -> None:
+def hold_reference(compute: Compute, field: str, name: str | None, find: Find) -> None:
     """Has the reference policy of a command at hand, before its batch is admitted.
 
     ``field`` of the command names a Checkpoint (``name``), or the base (None). Raises 422 or 409.
@@ -147,7 +148,12 @@ def hold_reference(
             "of it is left, and no second one is loaded",
             "leave it out, or train an adapter: create the model with spec.adapter.type LoRA",
         )
-    compute.hold_reference(None if name is None else find(name))
+    if name is None:
+        compute.hold_reference(None)
+        return
+    found = find(name)
+    compute.hold_reference(found.path)
+    end_if_changed(found.noted)
 
 
 def _forward_backward(
@@ -155,7 +161,7 @@ def _forward_backward(
     request: ForwardBackwardRequest,
     cuts: Cuts,
     referred: list[list[float]] | None,
-    find: Callable[[str], Path],
+    find: Find,
 ) -> LossCommand:
     spec = call_spec(request)
     if not spec.compares_policies:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from espalier.api.model.adapter import Adapter
 from espalier.core.names import checkpoint_name
 from espalier.trainer.engine import checkpoint_files
 from espalier.trainer.problems import invalid
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored, Verified
 
 
 class References:
@@ -21,10 +19,10 @@ class References:
         self._store = store
         self._base = base
         self._adapter = adapter
-        self._verified: dict[str, Stored] = {}
+        self._verified: dict[str, Verified] = {}
 
-    def find(self, name: str) -> Path:
-        """The directory of the Checkpoint of that name.
+    def find(self, name: str) -> Verified:
+        """The Checkpoint of that name.
 
         Raises:
             CommandError: 422 if the volume has none, 409 if it is damaged, of another base or of
@@ -37,7 +35,7 @@ class References:
                 self._store, found.digest, self._base, self._adapter
             ).stored
             self._verified[name] = known
-        return known.path
+        return known
 
     def _named(self, name: str) -> Stored:
         for stored in self._store.checkpoints():

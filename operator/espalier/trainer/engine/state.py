@@ -31,6 +31,7 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
 from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.trace_store import Traces
+from espalier.unchanged import end_if_changed
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,7 @@ class TrainingState:
         if content is None:
             self.compute.reset()
         else:
-            after = content.state.optimizer_steps if optimizer_state == "Keep" else None
-            self.compute.load(content.stored.path, after)
+            self._load(content, keep=optimizer_state == "Keep")
         self.position = position
         self.loaded = self.lost = None
         self.held = None
@@ -211,11 +211,15 @@ class TrainingState:
 
         The position stays: the next commit follows the one before it.
         """
-        after = content.state.optimizer_steps if loaded.optimizer else None
-        self.compute.load(content.stored.path, after)
+        self._load(content, keep=loaded.optimizer)
         name, step = content.state.name, content.state.step
         self.loaded, self.lost = Position(content.stored.digest, name, step), None
         self.drop_gradients()
+
+    def _load(self, content: Content, *, keep: bool) -> None:
+        """Loads a checkpoint's weights, and its Adam state to ``keep`` or a fresh one."""
+        self.compute.load(content.stored.path, content.state.optimizer_steps if keep else None)
+        end_if_changed(content.stored.noted)
 
     def begin(self, command: Command | Queued) -> Record:
         """Logs a command that is about to run."""

@@ -21,10 +21,16 @@ from espalier.api.exit_codes import USER_MISTAKE
 from espalier.core.volume import DIGEST_PREFIX
 from espalier.trainer.engine.checkpoint_files import STATE_FILE, StepState, adapter_type
 from espalier.trainer.problems import CommandError, UserMistakeError
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
+from espalier.trainer.volume.checkpoint_store import (
+    CheckpointStore,
+    DigestError,
+    Stored,
+    Verified,
+)
 from espalier.trainer.volume.durable_files import STAGING, sync
 from espalier.trainer.volume.peft_adapter import CONFIG, WEIGHTS
 from espalier.trainer.volume.tensor_files import OPTIMIZER_FOLDER
+from espalier.unchanged import ChangedError
 
 # ``base`` means the dtype in the base's config.json.
 DTYPES = ("base", "float32", "bfloat16", "float16")
@@ -43,28 +49,24 @@ class Wanted:
     base_name: str = "base"
 
 
-def find(store: CheckpointStore, wanted: str) -> Stored:
+def find(store: CheckpointStore, wanted: str) -> Verified:
     """The verified checkpoint of a name or digest; raises UserMistakeError."""
     digest = wanted if wanted.startswith(DIGEST_PREFIX) else _digest_of(store, wanted)
     return _verified(store, "checkpoint", digest)
 
 
-def write(store: CheckpointStore, checkpoint: Stored, staged: Path, wanted: Wanted) -> None:
-    """Fills ``staged``; base and checkpoint are verified. Raises UserMistakeError."""
+def write(store: CheckpointStore, checkpoint: Verified, staged: Path, wanted: Wanted) -> None:
+    """Fills ``staged``; base and checkpoint are verified.
+
+    Raises:
+        UserMistakeError: they are damaged.
+        ChangedError: one of them was changed meanwhile.
+    """
     base = _verified(store, "base", str(checkpoint.manifest["base"]))
-    if adapter_type(checkpoint) == "Full":
-        _write_full(base, checkpoint, staged, wanted)
-        return
-    if wanted.merged:
-        _write_merged(base, checkpoint, staged, wanted.dtype)
-    else:
-        _write_adapter(checkpoint, staged, wanted.base_name)
-    for name in base.manifest["files"]:
-        if any(Path(name).match(pattern) for pattern in _OF_THE_WEIGHTS):
-            continue
-        target = staged / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base.path / name, target)
+    fill = _write_full if adapter_type(checkpoint) == "Full" else _write_lora
+    fill(base, checkpoint, staged, wanted)
+    for read in (base, checkpoint):
+        read.noted.check()
 
 
 @contextmanager
@@ -115,6 +117,19 @@ def _write_full(base: Stored, checkpoint: Stored, staged: Path, wanted: Wanted) 
     causal_lm.save_pretrained(staged)
 
 
+def _write_lora(base: Stored, checkpoint: Stored, staged: Path, wanted: Wanted) -> None:
+    if wanted.merged:
+        _write_merged(base, checkpoint, staged, wanted.dtype)
+    else:
+        _write_adapter(checkpoint, staged, wanted.base_name)
+    for name in base.manifest["files"]:
+        if any(Path(name).match(pattern) for pattern in _OF_THE_WEIGHTS):
+            continue
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base.path / name, target)
+
+
 def _write_adapter(checkpoint: Stored, staged: Path, base_name: str) -> None:
     shutil.copyfile(checkpoint.path / WEIGHTS, staged / WEIGHTS)
     config = json.loads((checkpoint.path / CONFIG).read_text())
@@ -163,7 +178,7 @@ def _digest_of(store: CheckpointStore, name: str) -> str:
     )
 
 
-def _verified(store: CheckpointStore, kind: Any, digest: str) -> Stored:
+def _verified(store: CheckpointStore, kind: Any, digest: str) -> Verified:
     try:
         return store.verify(kind, digest)
     except DigestError as error:
@@ -195,7 +210,7 @@ def main() -> int:
     wanted = Wanted(given.merged, given.dtype, given.base_name)
     try:
         exported = export(given.volume, given.checkpoint, given.output, wanted, force=given.force)
-    except (UserMistakeError, CommandError) as error:
+    except (UserMistakeError, CommandError, ChangedError) as error:
         problem = error.problem
         print(f"{problem.reason}: {problem.detail}: {problem.remedy}", file=sys.stderr)
         return USER_MISTAKE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.shapes import Shapes, shapes_of, some
 from espalier.trainer.volume.tensor_files import TensorFile, Tensors
+from espalier.unchanged import end_if_changed, note
 
 CONFIG_FILE = "config.json"
 # The files of a base that hold or describe its weights.
@@ -34,13 +35,15 @@ class Full(Trained):
         self.causal_lm: Any = causal_lm
         self.parameters = dict(causal_lm.named_parameters())
         self._base = base
-        self._initial = Tensors(base.glob("*.safetensors"))
-        _check(causal_lm, self._initial.shapes)
+        # The base is read again long after it was hashed.
+        self._noted = note(base)
+        _check(causal_lm, Tensors(base.glob("*.safetensors")).shapes)
 
-    @property
     @override
-    def initial(self) -> Mapping[str, Tensor]:
-        return self._initial
+    @contextmanager
+    def initial(self) -> Iterator[Mapping[str, Tensor]]:
+        yield Tensors(self._base.glob("*.safetensors"))
+        end_if_changed(self._noted)
 
     @override
     def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
@@ -65,6 +68,7 @@ class Full(Trained):
             if not any(name.match(pattern) for pattern in _OF_THE_WEIGHTS):
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, directory / name)
+        end_if_changed(self._noted)
 
 
 def _check(causal_lm: nn.Module, stored: Shapes) -> None:

@@ -190,8 +190,8 @@ class Policy:
 
     def reset(self) -> None:
         """Returns to before the first step, where log-probs equal the base's."""
-        initial = self.trained.initial
-        self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
+        with self.trained.initial() as initial:
+            self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
 
 
 def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Policy:
@@ -221,7 +221,18 @@ def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Pol
             f"the base lacks {some(loading['missing_keys'])}",
             "create the model again from complete weights",
         )
+    if device.type == "cpu":
+        _copy_from_files(causal_lm)
     return Policy(causal_lm, adapter, device, base, ranks)
+
+
+def _copy_from_files(causal_lm: nn.Module) -> None:
+    """Takes weights into memory of their own: transformers maps the files that it reads.
+
+    What is written to such a file later would be in the weights at once.
+    """
+    for tensor in (*causal_lm.parameters(), *causal_lm.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _sum_in_one_order() -> None:

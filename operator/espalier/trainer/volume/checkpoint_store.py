@@ -31,10 +31,11 @@ from espalier.core.volume import (
     is_digest,
 )
 from espalier.trainer.volume.durable_files import STAGING, make_directory, sync, volume_written
-from espalier.trainer.volume.manifests import DigestError, Stored, model_of, opened
+from espalier.trainer.volume.manifests import DigestError, Stored, Verified, model_of, opened
 from espalier.trainer.volume.staged_files import Entry, measured
+from espalier.unchanged import note
 
-__all__ = ["CheckpointStore", "DigestError", "Stored"]
+__all__ = ["CheckpointStore", "DigestError", "Stored", "Verified"]
 
 logger = logging.getLogger(__name__)
 
@@ -122,15 +123,16 @@ class CheckpointStore:
 
     def verify(
         self, kind: Kind, digest: str, hashed: Callable[[Path], str] | None = None
-    ) -> Stored:
+    ) -> Verified:
         """Like ``open``, and checks every byte against its SHA-256; no other file may be there.
 
         ``hashed`` is the SHA-256 of a file, by another way of reading it.
         """
-        stored = self.open(kind, digest)
+        path = self._path(kind, digest)
+        noted = note(path)
+        stored = opened(path, kind, digest)
         files = stored.manifest["files"]
-        there = (p.relative_to(stored.path) for p in stored.path.rglob("*") if not p.is_dir())
-        if others := volume.unlisted((path.as_posix() for path in there), files):
+        if others := volume.unlisted(noted.files, files):
             raise DigestError(
                 f"{kind} {digest} holds {others[0]}, which its manifest does not list"
             )
@@ -139,7 +141,9 @@ class CheckpointStore:
             for name, found in zip(files, digests, strict=True):
                 if found != files[name]["sha256"]:
                     raise DigestError(f"{name} of {kind} {digest} is corrupt")
-        return stored
+        if noted.strange:
+            raise DigestError(f"{noted.strange} of {kind} {digest} is a link, or no plain file")
+        return Verified(stored.digest, stored.path, stored.manifest, noted)
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
         """Every readable checkpoint of a model, or of all models."""

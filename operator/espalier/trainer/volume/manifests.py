@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from espalier.core.volume import MANIFEST, Kind, digest_of, directory_name
+from espalier.unchanged import Noted
 
 
 class DigestError(Exception):
@@ -26,6 +27,16 @@ class Stored:
     def size_bytes(self) -> int:
         """The bytes of its files."""
         return sum(int(entry["size"]) for entry in self.manifest["files"].values())
+
+
+@dataclass(frozen=True)
+class Verified(Stored):
+    """A directory whose every byte was hashed, and what it was noted as before that.
+
+    Whoever loads from it looks again afterwards (``unchanged.end_if_changed``).
+    """
+
+    noted: Noted
 
 
 def opened(path: Path, kind: Kind, digest: str) -> Stored:
