@@ -136,8 +136,9 @@ class Results:
             if problem := stalled(world, model.trained):
                 return Failed(problem)
             try:
-                await self._trainers.ready(model.trained, max(_left(until), 0.1))
+                # First: a trainer that was freed is called back for those who may train alone.
                 await self._access.require(user, model.trained)
+                await self._trainers.ready(model.trained, max(_left(until), 0.1))
             except RefusalError as refusal:
                 if not passes(refusal) and refusal.reason != "NoActiveRun":
                     return Failed(refusal.message)

@@ -1,0 +1,53 @@
+"""Futures of Tinker's API that a caller wrote by hand.
+
+What one asks for takes the rights to it, and what it makes the gateway hold is counted.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from dev.apiserver import ApiServer
+from tests.gateway.conftest import Gateway
+from tests.gateway.process import apply
+
+from espalier.api.meta import API_VERSION
+from espalier.gateway.tinker import results
+from espalier.gateway.tinker.futures import Future
+from espalier.gateway.world.world import NamespacedName
+
+FREED = "2026-01-01T00:00:00Z"
+RETRIEVE = "/api/v1/retrieve_future"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOLD_SECONDS", "LOOK_AGAIN_SECONDS"):
+        monkeypatch.setattr(results, name, 0.3)
+
+
+def freed(apiserver: ApiServer, gateway: Gateway) -> NamespacedName:
+    """A model whose trainer was freed for want of calls; its run is in the API server too."""
+    model = gateway.world.model("idle")
+    gateway.world.head(model)
+    spec = {"modelRef": {"name": model.name}, "driver": "Client", "steps": 20}
+    metadata = {"name": "idle", "namespace": model.namespace}
+    run = {"apiVersion": API_VERSION, "kind": "TrainingRun", "metadata": metadata, "spec": spec}
+    apply(apiserver, model.namespace, run | {"status": {"idleSince": FREED}})
+    seen = apiserver.kubectl("get", "trun", "idle", "-n", model.namespace, "-o", "json")
+    gateway.world.cache.put("TrainingRun", json.loads(seen))
+    return model
+
+
+async def test_a_trainer_that_was_freed_is_called_back_by_those_who_may_train_alone(
+    gateway: Gateway, apiserver: ApiServer
+) -> None:
+    model = freed(apiserver, gateway)
+    future = str(Future("create", f"{model.namespace}.{model.name}"))
+    for token, woken in ((gateway.users.viewer, ""), (gateway.users.trainer, FREED)):
+        reply = await gateway.post(RETRIEVE, {"request_id": future}, token)
+        told = await reply.text()
+        path = ("-o", "jsonpath={.status.wokenFor}")
+        found = apiserver.kubectl("get", "trun", "idle", "-n", model.namespace, *path)
+        assert (found, "may not update trainingruns" in told) == (woken, not woken)
