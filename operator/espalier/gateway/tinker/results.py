@@ -34,9 +34,11 @@ from espalier.gateway.tinker.names import (
 from espalier.gateway.tinker.outcomes import Done, Failed, Outcome, Pending
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
+from espalier.gateway.tinker.save_requests import sees
 from espalier.gateway.tinker.saves import Saves, find, is_made
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError
 from espalier.tinker.results import PROTOBUF
 from espalier.untrusted import UnreadableError, read_json
@@ -168,10 +170,8 @@ class Results:
             raise unknown("request_id", text)
         if asked.path is None:
             return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
-        if checkpoint and not await self._watch.wait_for(
-            lambda world: is_made(world, model.trained, checkpoint) or None, _left(until)
-        ):
-            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
+        if checkpoint and (unmade := await self._unmade(model.trained, checkpoint, until)):
+            return unmade
         kind = _PATHS.get(asked.type, "weights")
         if kind == EXTERNAL and not checkpoint:
             return Failed(
@@ -193,6 +193,32 @@ class Results:
         act.before = before.checkpoint if before is not None else ""
         act.told = recorded.wrote
         return Done({"path": str(path), "type": asked.type})
+
+    async def _unmade(
+        self, trained: NamespacedName, checkpoint: str, until: float
+    ) -> Outcome | None:
+        """Why the Checkpoint that a trainer says it saved gets no name; None if there it is.
+
+        Raises:
+            PodFaultError: it is of a model whose weights the trainer does not have.
+        """
+        world = self._watch.world
+        if not await self._watch.wait_for(
+            lambda world: is_made(world, trained, checkpoint) or None, _left(until)
+        ):
+            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
+        found = world.checkpoints.get(trained.beside(checkpoint))
+        if found is None:
+            return Failed(f"Checkpoint {checkpoint} was deleted")
+        if sees(world.models[trained], found):
+            return None
+        pod = world.ready_trainer(trained)
+        raise PodFaultError(
+            "PodAnswerUnknown",
+            pod.address if pod is not None else "",
+            f"says that it saved Checkpoint {checkpoint}, which is of model "
+            f"{found.spec.model_ref.name}",
+        )
 
     async def _ephemeral(
         self, model: TinkerModel, asked: SaveWeights, checkpoint: str, digest: str, until: float
