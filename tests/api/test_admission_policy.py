@@ -165,6 +165,25 @@ def test_a_pod_of_ones_own_does_not_become_ours(bob: As) -> None:
     bob("label", "pod", "plain", "team=blue")
 
 
+def test_nor_by_a_status_which_may_be_written_all_the_same(policed: ApiServer, bob: As) -> None:
+    """Labels come with a pod's status, and Kubernetes' controllers take in what they select."""
+    role = ("create", "role", "statuses", "--verb=get,patch", "--resource=pods/status")
+    policed.kubectl(*role, "-n", TEAM)
+    binding = ("create", "rolebinding", "statuses", "--role=statuses", f"--user={BOB}")
+    policed.kubectl(*binding, "-n", TEAM)
+    bob.create(pod("told"))
+    status = ("patch", "pod", "told", "--subresource=status", "--type=merge", "-p")
+    assert refused(lambda: bob(*status, json.dumps({"metadata": {"labels": LABELS}})))
+    bob(*status, json.dumps({"status": {"phase": "Running"}}))
+
+
+def test_the_status_of_a_pod_of_ours_is_its_nodes_to_write(
+    policed: ApiServer, made: dict[str, str]
+) -> None:
+    status = ("patch", made["rollout"], "--subresource=status", "--type=merge", "-p")
+    policed.kubectl("-n", TEAM, *status, json.dumps({"status": {"podIP": "10.0.0.1"}}))
+
+
 @pytest.mark.parametrize(
     "patch",
     [

@@ -204,6 +204,23 @@ async def test_a_limited_key_may_what_its_scope_says_and_no_more(
             assert limited == (scope not in allowed), (method, path, scope, text)
 
 
+async def test_a_key_that_may_sample_makes_no_model_to_sample(
+    apiserver: ApiServer, gateway: Gateway
+) -> None:
+    # Of a base that nothing serves, Tinker's route would make one.
+    model = gateway.world.model("arith", replicas=0)
+    scopes: tuple[tuple[Scope, ...], ...] = (("sample",), ("sample", "train"))
+    keys = [key_of(apiserver, gateway.users, "trainer", *given) for given in scopes]
+    store(apiserver, gateway.users.namespace, keys)
+    asked = {"session_id": f"{model.namespace}.{'0' * 16}", "sampling_session_seq_id": 0}
+    asked["base_model"] = "registry.example/model:1"
+    told = []
+    for key in keys:
+        reply = await gateway.post("/api/v1/create_sampling_session", asked, key.key)
+        told.append((reply.status, (await reply.json())["reason"]))
+    assert told == [(403, "ScopeMissing"), (403, "Forbidden")]
+
+
 async def test_every_route_but_the_probes_and_the_page_asks_who_calls(gateway: Gateway) -> None:
     names = defaultdict(lambda: "n", id=str(uuid.UUID(int=1)))
     tried = set()

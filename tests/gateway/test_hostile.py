@@ -7,11 +7,16 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from dev.apiserver import ApiServer
 from tests.gateway.hostile import BOMB, DEEP, MIB, Hostile, answered, gateway
+from tests.gateway.test_futures import RETRIEVE, sample_of
+
+from espalier.gateway.world.world import NamespacedName
 
 TRACE = "0" * 32
 COMPLETIONS = "/v1/completions"
@@ -97,6 +102,20 @@ def test_json_of_many_parts_is_refused_before_it_is_made(hostile: Hostile) -> No
     status, answer = hostile.post(COMPLETIONS, body)
     assert (status, reason(COMPLETIONS, answer)) == (404, "ModelNotFound")
     assert hostile.peak() - before < PARSED
+
+
+def test_prompts_that_a_few_bytes_stand_for_are_not_held_as_tokens(hostile: Hostile) -> None:
+    before = hostile.mark()
+    # Of a checkpoint that there is not yet, so that they wait for it: each is 19 KB here, 8 MiB as
+    # text, and 60 MiB as tokens.
+    model = NamespacedName(hostile.namespace, "arith")
+    futures = [sample_of(model, 1_600_000, number, "arith-000099") for number in range(12)]
+    bodies = [json.dumps({"request_id": future}).encode() for future in futures]
+    assert max(map(len, bodies)) < 20_000
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        answers = list(pool.map(partial(hostile.post, RETRIEVE), bodies))
+    assert all(status == 200 and b"arith-000099" in told for status, told in answers)
+    assert hostile.peak() - before < 12 * 8 * MIB + PARSED
 
 
 @pytest.mark.parametrize("path", ROUTES[:3])

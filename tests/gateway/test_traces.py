@@ -14,7 +14,7 @@ from tests.gateway.world import LOADING, digest
 
 from espalier.gateway.access.auth import User
 from espalier.gateway.hud import traces
-from espalier.gateway.hud.trace_outbox import HELD_SECONDS, TraceOutbox
+from espalier.gateway.hud.trace_outbox import HELD_SECONDS, REQUEST_BYTES, TraceOutbox
 from espalier.gateway.world.world import NamespacedName
 
 Start = Callable[[Behaviour], Awaitable[Upstream]]
@@ -185,6 +185,29 @@ async def test_a_full_outbox_says_so(gateway: Gateway, upstream: Start) -> None:
         f"/v2/trace/{TRACE}/enter", {"model": "arith", "task_slug": "x" * 40}
     )
     assert (reply.status, (await reply.json())["reason"]) == (503, "TracesFull")
+
+
+async def test_reports_of_nothing_take_room_too(gateway: Gateway, upstream: Start) -> None:
+    await served(gateway, upstream)
+    gateway.outbox._most = 8 * REQUEST_BYTES
+    told = []
+    while len(told) < 10 and "TracesFull" not in told:
+        job = uuid.UUID(int=len(told))
+        reply = await gateway.post(f"/v2/trace/job/{job}/enter", {})
+        told.append((await reply.json()).get("reason", "Held"))
+    assert told == ["Held"] * 3 + ["TracesFull"]
+
+
+def test_one_caller_leaves_room_for_the_traces_of_others() -> None:
+    model = NamespacedName("home", "arith")
+    box = TraceOutbox(most_bytes=4 * (REQUEST_BYTES + 100))
+    greedy, other = User("greedy", ()), User("other", ())
+    held = [box.put(greedy, f"t{n}", "/t/samples", bytes(100), model) for n in range(4)]
+    assert held == [True, True, False, False]
+    # By another of its tokens, or an API key, it is the same caller.
+    key = User("greedy", (), api_key="0" * 12)
+    assert not box.put(key, "t", "/t/samples", bytes(100), model)
+    assert box.put(other, "o", "/o/samples", bytes(100), model)
 
 
 def test_what_is_held_has_an_end() -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from espalier.core.idempotency import MAX_KEY_CHARS, read_key
-from espalier.gateway.tinker.futures import MAX_BYTES, Future
+from espalier.gateway.tinker.futures import (
+    MAX_BYTES,
+    MAX_SAMPLE_BYTES,
+    Future,
+    sample_details,
+)
 from espalier.gateway.tinker.names import Sampler, Session, TinkerModel, WeightsPath
 from espalier.gateway.world.world import NamespacedName
 
@@ -86,7 +93,7 @@ def test_a_session_that_is_asked_for_again_is_the_same() -> None:
 
 
 @given(
-    st.sampled_from(["create", "train", "save", "sample", "failed"]),
+    st.sampled_from(["create", "train", "save", "failed"]),
     st.integers(0, 2**63 - 1),
     st.dictionaries(st.text(max_size=8), st.lists(st.integers()) | st.text() | st.none()),
 )
@@ -95,6 +102,10 @@ def test_a_future_is_known_by_its_id_alone(
 ) -> None:
     made = Future(kind, "team-a.arith", number, details)  # type: ignore[arg-type]
     assert Future.read(str(made)) == made
+    # What is read of a sample at first has no prompt.
+    sample = replace(made, kind="sample")
+    assert Future.read(str(sample)) == replace(sample, details={})
+    assert sample_details(str(sample)) == details
 
 
 @given(st.text(max_size=40))
@@ -102,9 +113,13 @@ def test_any_text_is_a_future_or_none(text: str) -> None:
     for tried in (text, f"sample/{text}", f"sample/a/1/{text}"):
         found = Future.read(tried)
         assert found is None or found.kind in tried
+        assert isinstance(sample_details(tried), dict | None)
 
 
 def test_a_future_is_not_inflated_beyond_its_limit() -> None:
-    bomb = str(Future("sample", "a", 1, {"x": "0" * (MAX_BYTES + 1)}))
+    bomb = str(Future("save", "a", 1, {"x": "0" * (MAX_BYTES + 1)}))
     assert len(bomb) < MAX_BYTES // 100
     assert Future.read(bomb) is None
+    bomb = str(Future("sample", "a", 1, {"x": "0" * (MAX_SAMPLE_BYTES + 1)}))
+    assert len(bomb) < MAX_SAMPLE_BYTES // 100
+    assert sample_details(bomb) is None

@@ -39,7 +39,7 @@ from espalier.gateway.routes.runs import RunRoutes
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training import READS, TrainingRoutes
 from espalier.gateway.tinker import refusals
-from espalier.gateway.tinker.downloads import TICKET
+from espalier.gateway.tinker.downloads import without_proof
 from espalier.gateway.tinker.routes import TinkerRoutes
 from espalier.gateway.world.watch import WorldWatch
 from espalier.podclient import PodFaultError
@@ -203,8 +203,7 @@ def _record(request: web.Request, status: int, seconds: float) -> None:
         extra={
             "request_id": request[REQUEST_ID],
             "method": request.method,
-            # The path of a link to weights is worth a token.
-            "path": route if TICKET in request.match_info else request.path,
+            "path": without_proof(request.path),
             "status": status,
             "milliseconds": round(seconds * 1e3, 2),
             "upstream_milliseconds": None if upstream is None else round(upstream * 1e3, 2),

@@ -37,6 +37,16 @@ class ByteBudget:
         """A hold of no bytes yet."""
         return Hold(self)
 
+    def hold_of(self, owner: str, percent: int) -> Hold:
+        """A hold of an owner, who may hold so much of the whole in all."""
+        hold = Hold(self)
+        hold.owned_by(owner, self.capacity * percent // 100)
+        return hold
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many bytes are free."""
+        return count <= self._free
+
     def taken_by(self, owner: str) -> int:
         """The bytes that holds of an owner have."""
         return self._of[owner]
@@ -44,7 +54,7 @@ class ByteBudget:
     async def _take(self, count: int, seconds: float, owner: str) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while count > self._free:
+                while not self.has_room(count):
                     if not seconds:
                         raise TimeoutError
                     await self._freed.wait()
@@ -93,16 +103,32 @@ class Hold:
             RefusalError: 503 without room, 429 if its owner holds too many. A request that is its
                 owner's only one is let in at any size.
         """
-        others = self._budget.taken_by(self._owner) - self._taken
-        shared = self._most < self.capacity
-        if shared and others and others + self._taken + count > self._most:
+        if self._is_too_much(count):
             raise over(
                 "TooManyBytes",
-                f"{self._owner} has requests of {others} bytes here, and may have {self._most}",
+                f"{self._owner} has requests of {self._of_others} bytes here, and may have "
+                f"{self._most}",
                 RAISE_QUOTAS,
             )
         await self._budget._take(count, seconds, self._owner)
         self._taken += count
+
+    async def take_if_free(self, count: int) -> bool:
+        """Holds ``count`` bytes more if that is neither too much nor has to be waited for."""
+        if self._is_too_much(count) or not self._budget.has_room(count):
+            return False
+        await self.take(count)
+        return True
+
+    @property
+    def _of_others(self) -> int:
+        """The bytes that other holds of the owner have."""
+        return self._budget.taken_by(self._owner) - self._taken
+
+    def _is_too_much(self, count: int) -> bool:
+        others = self._of_others
+        shared = self._most < self.capacity
+        return bool(shared and others and others + self._taken + count > self._most)
 
     def __enter__(self) -> Self:
         return self

@@ -65,7 +65,7 @@ class Callers:
             raise RefusalError(
                 404, "ModelNotFound", "no model is served", "Create a TrainableModel"
             )
-        if not await self._any.get((user, right), lambda: self._has_any(user, right)):
+        if not await self.has_right_to_some(user, right):
             verb, resource = right
             raise RefusalError(
                 403,
@@ -78,6 +78,10 @@ class Callers:
         """Refuses a caller who may sample none of the models that there are."""
         if self._served():
             await self.require_some_model(user)
+
+    async def has_right_to_some(self, user: User, right: Right) -> bool:
+        """Whether a caller has a right to any of the models that there are."""
+        return await self._any.get((user, right), lambda: self._has_any(user, right))
 
     async def _has_any(self, user: User, right: Right) -> bool:
         asked = (self._auth.allowed(user, *right, model) for model in self._served())

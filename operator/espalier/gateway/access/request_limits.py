@@ -25,8 +25,8 @@ TENSORS, ZSTD = "/api/v1/forward_backward", "zstd"
 MAX_TENSORS_BYTES = 32 * 2**20
 MAX_INFLATED_BYTES = 64 * 2**20
 MAX_SAMPLE_BYTES = 4 * 2**20
-# A future of a sample carries its prompt.
-MAX_FUTURE_BYTES = 6 * 2**20
+# A future of a sample carries its prompt; those of others are shorter.
+MAX_FUTURE_BYTES, MAX_OTHER_FUTURE_BYTES = 6 * 2**20, 2**18
 API_KEY = "X-API-Key"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -121,7 +121,11 @@ def _check_headers(request: web.Request) -> None:
 
 def _check_length(request: web.Request) -> None:
     resource = request.match_info.route.resource
-    limit = _limit(resource.canonical if resource is not None else "")
+    limit_body(request, _limit(resource.canonical if resource is not None else ""))
+
+
+def limit_body(request: web.Request, limit: int) -> None:
+    """Lets so many bytes of the body be read, 0: none; 413 if more are announced."""
     request[BODY_LIMIT] = limit
     if limit and (request.content_length or 0) > limit:
         raise too_large(limit)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from espalier.gateway.access.auth import User
 from espalier.gateway.world.world import NamespacedName
 
-# Of all bodies together; a turn of 2,000 tokens takes 50 KB.
+# Of all requests together; a turn of 2,000 tokens takes 50 KB.
 MOST_BYTES = 64 * 2**20
+# A request takes so much beside its body, so that there are 16,384 of them at most.
+REQUEST_BYTES = 4096
+# What the requests of one caller may take of it all.
+PERCENT_OF_ONE = 50
 HELD_SECONDS = 24 * 3600.0
 
 
@@ -54,9 +58,12 @@ class TraceOutbox:
     def put(
         self, user: User, trace: str, path: str, body: bytes, model: NamespacedName | None
     ) -> bool:
-        """Holds a request; False where there is no room."""
+        """Holds a request; False where there is no room, or its caller has taken its share."""
         self._expire()
-        if sum(len(item.body) for item in self._items) + len(body) > self._most:
+        mine = [item for item in self._items if item.user.name == user.name]
+        taken, own = _bytes(self._items), _bytes(mine)
+        size = REQUEST_BYTES + len(body)
+        if taken + size > self._most or own + size > self._most * PERCENT_OF_ONE // 100:
             return False
         until = self._clock() + HELD_SECONDS
         self._items.append(
@@ -85,3 +92,8 @@ class TraceOutbox:
     def _expire(self) -> None:
         now = self._clock()
         self._items = [item for item in self._items if item.until > now]
+
+
+def _bytes(items: Sequence[HeldRequest]) -> int:
+    """What requests take of the room."""
+    return sum(REQUEST_BYTES + len(item.body) for item in items)

@@ -5,6 +5,7 @@ The SDK fetches a link without its key, so whoever holds one may read that file 
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
@@ -31,6 +32,8 @@ AUDIENCE = "espalier-download"
 # The part of a link's path that is its proof.
 TICKET = "ticket"
 START_SECONDS = 30.0
+# In a path that is not quite that of a link too, such as one with a slash more at its end.
+_PROOF = re.compile(r"/files/[^/]+")
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=60.0)
 
 
@@ -125,3 +128,8 @@ class DownloadRoutes:
                 return response
         except (aiohttp.ClientError, TimeoutError) as error:
             raise not_ready("TrainerUnreachable", f"the trainer of {model}: {error}") from error
+
+
+def without_proof(path: str) -> str:
+    """A path as a log may have it: that of a link to weights is worth a token."""
+    return _PROOF.sub(f"/files/{{{TICKET}}}", path)

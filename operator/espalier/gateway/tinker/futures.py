@@ -16,8 +16,9 @@ from typing import Any, Literal, get_args
 
 from espalier.untrusted import read_json
 
-# Of an id, inflated: the tokens of a prompt are the longest.
-MAX_BYTES = 8 * 2**20
+# Of the details of an id, inflated; those of a sample have the tokens of its prompt.
+MAX_BYTES, MAX_SAMPLE_BYTES = 128 * 2**10, 8 * 2**20
+MAX_ERROR_CHARS = 4000
 MAX_NUMBER = 2**63 - 1
 
 Kind = Literal["create", "train", "save", "sample", "failed"]
@@ -49,29 +50,39 @@ class Future:
 
     @classmethod
     def read(cls, text: str) -> Future | None:
-        """The request of an id; None if it is none."""
-        kind, subject, number, details = [*text.split("/", 3), "", "", ""][:4]
+        """The request of an id, of a sample without its details; None if it is none."""
+        kind, subject, number, details = _parts(text)
         if kind not in _KINDS or not (number.isascii() and number.isdigit()) or len(number) > 19:
             return None
         if int(number) > MAX_NUMBER:
             return None
-        read = _details(details)
+        # What a few KiB of them become takes a hundred MB: for those who may sample alone.
+        read = {} if kind == "sample" else _details(details, MAX_BYTES)
         return None if read is None else cls(_KINDS[kind], subject, int(number), read)
+
+
+def sample_details(text: str) -> dict[str, Any] | None:
+    """The details of the id of a sample; None if they are none."""
+    *_, details = _parts(text)
+    return _details(details, MAX_SAMPLE_BYTES)
 
 
 def failed(subject: str, error: str, category: str = "user") -> Future:
     """A request that was refused: the client learns of it as of one that failed."""
-    return Future("failed", subject, 0, {"error": error, "category": category})
+    return Future("failed", subject, 0, {"error": error[:MAX_ERROR_CHARS], "category": category})
 
 
-def _details(text: str) -> dict[str, Any] | None:
+def _parts(text: str) -> list[str]:
+    """Kind, subject, number and details as they are written, empty where one is left out."""
+    return [*text.split("/", 3), "", "", ""][:4]
+
+
+def _details(text: str, most: int) -> dict[str, Any] | None:
     if not text:
         return {}
     try:
         inflater = zlib.decompressobj()
-        plain = inflater.decompress(
-            base64.b64decode(text, altchars=b"-_", validate=True), MAX_BYTES
-        )
+        plain = inflater.decompress(base64.b64decode(text, altchars=b"-_", validate=True), most)
         found = read_json(plain) if inflater.eof else None
     except (binascii.Error, zlib.error, ValueError):
         return None

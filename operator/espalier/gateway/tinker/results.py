@@ -6,9 +6,6 @@ A 408 is held until its time is over, because the client polls again at once.
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
-
-from pydantic import ValidationError
 
 from espalier.gateway.access.audit import Act
 from espalier.gateway.access.auth import Authenticator, User
@@ -18,9 +15,9 @@ from espalier.gateway.problems import RefusalError
 from espalier.gateway.routes.fresh_checkpoint import promotion
 from espalier.gateway.routes.trainer_lookup import TrainerLookup
 from espalier.gateway.routes.training_access import TrainingAccess
-from espalier.gateway.tinker import sampling
-from espalier.gateway.tinker.bodies import Sample, SaveWeights, TinkerBody
+from espalier.gateway.tinker.bodies import SaveWeights
 from espalier.gateway.tinker.commands import Answer, Commands
+from espalier.gateway.tinker.future_requests import asked_of, model_of, sample_of
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import (
@@ -34,9 +31,11 @@ from espalier.gateway.tinker.names import (
 from espalier.gateway.tinker.outcomes import Done, Failed, Outcome, Pending
 from espalier.gateway.tinker.refusals import passes, unknown
 from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
+from espalier.gateway.tinker.save_requests import sees
 from espalier.gateway.tinker.saves import Saves, find, is_made
 from espalier.gateway.world.routing import NotReady
 from espalier.gateway.world.watch import WorldWatch
+from espalier.gateway.world.world import NamespacedName
 from espalier.podclient import PodFaultError
 from espalier.tinker.results import PROTOBUF
 from espalier.untrusted import UnreadableError, read_json
@@ -50,9 +49,6 @@ _PATHS: dict[str, PathKind] = {
     "save_weights_for_sampler": "sampler_weights",
     "save_weights_external": EXTERNAL,
 }
-
-
-T = TypeVar("T", bound=TinkerBody)
 
 
 class Results:
@@ -105,16 +101,14 @@ class Results:
         sampler = Sampler.read(future.subject)
         if sampler is None:
             raise unknown("request_id", text)
-        request = _asked(
-            Sample, future, {"sampling_session_id": str(sampler), "seq_id": future.number}
-        )
-        if sampling.problem(request):
-            raise unknown("request_id", text)
         act.of("TrainableModel", sampler.model, after=sampler.ref)
         await self._auth.require(user, *SAMPLE, sampler.model)
-        act.told = not self._samples.knows(text)
+        act.told = not self._samples.knows(user, text)
+        if act.told:
+            # Its request stays in no frame that waits: tokens take much more room than their text.
+            await self._samples.begin(user, text, sampler, sample_of(text, future, sampler))
         try:
-            found = await self._samples.result(user, text, sampler, request, _left(until))
+            found = await self._samples.result(user, text, _left(until))
         except RefusalError as refusal:
             if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
                 return Failed(refusal.message, "server")
@@ -124,7 +118,7 @@ class Results:
         return Pending() if found is None else Done(found)
 
     async def _created(self, user: User, future: Future, until: float) -> Outcome:
-        model = _model(future)
+        model = model_of(future)
         await self._auth.require(user, *SEE, model.trained)
         await self._watch.wait_for(
             lambda world: world.models.get(model.trained), min(_left(until), LOOK_AGAIN_SECONDS)
@@ -136,8 +130,9 @@ class Results:
             if problem := stalled(world, model.trained):
                 return Failed(problem)
             try:
-                await self._trainers.ready(model.trained, max(_left(until), 0.1))
+                # First: a trainer that was freed is called back for those who may train alone.
                 await self._access.require(user, model.trained)
+                await self._trainers.ready(model.trained, max(_left(until), 0.1))
             except RefusalError as refusal:
                 if not passes(refusal) and refusal.reason != "NoActiveRun":
                     return Failed(refusal.message)
@@ -160,17 +155,15 @@ class Results:
         answer = await self._answer(user, future, until)
         if not isinstance(answer, Answer):
             return answer
-        result, model = _object(answer), _model(future)
+        result, model = _object(answer), model_of(future)
         checkpoint = str(result.get("checkpoint") or "")
-        asked = _asked(SaveWeights, future, {"model_id": str(model), "seq_id": future.number})
+        asked = asked_of(SaveWeights, future, {"model_id": str(model), "seq_id": future.number})
         if model.session is None or (asked.path is not None and not is_name(asked.path)):
             raise unknown("request_id", text)
         if asked.path is None:
             return await self._ephemeral(model, asked, checkpoint, str(result.get("digest")), until)
-        if checkpoint and not await self._watch.wait_for(
-            lambda world: is_made(world, model.trained, checkpoint) or None, _left(until)
-        ):
-            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
+        if checkpoint and (unmade := await self._unmade(model.trained, checkpoint, until)):
+            return unmade
         kind = _PATHS.get(asked.type, "weights")
         if kind == EXTERNAL and not checkpoint:
             return Failed(
@@ -192,6 +185,32 @@ class Results:
         act.before = before.checkpoint if before is not None else ""
         act.told = recorded.wrote
         return Done({"path": str(path), "type": asked.type})
+
+    async def _unmade(
+        self, trained: NamespacedName, checkpoint: str, until: float
+    ) -> Outcome | None:
+        """Why the Checkpoint that a trainer says it saved gets no name; None if there it is.
+
+        Raises:
+            PodFaultError: it is of a model whose weights the trainer does not have.
+        """
+        world = self._watch.world
+        if not await self._watch.wait_for(
+            lambda world: is_made(world, trained, checkpoint) or None, _left(until)
+        ):
+            return Pending(f"the operator has yet to make Checkpoint {checkpoint}")
+        found = world.checkpoints.get(trained.beside(checkpoint))
+        if found is None:
+            return Failed(f"Checkpoint {checkpoint} was deleted")
+        if sees(world.models[trained], found):
+            return None
+        pod = world.ready_trainer(trained)
+        raise PodFaultError(
+            "PodAnswerUnknown",
+            pod.address if pod is not None else "",
+            f"says that it saved Checkpoint {checkpoint}, which is of model "
+            f"{found.spec.model_ref.name}",
+        )
 
     async def _ephemeral(
         self, model: TinkerModel, asked: SaveWeights, checkpoint: str, digest: str, until: float
@@ -219,7 +238,7 @@ class Results:
 
     async def _answer(self, user: User, future: Future, until: float) -> Answer | Outcome:
         """The trainer's result; or that it has none yet, or that it failed."""
-        model = _model(future)
+        model = model_of(future)
         if model.trained not in self._watch.world.models:
             await self._auth.require(user, *SEE, model.trained)
             return Failed(f"model {model.trained} was deleted")
@@ -255,21 +274,6 @@ class Results:
 
 def _left(until: float) -> float:
     return until - asyncio.get_running_loop().time()
-
-
-def _model(future: Future) -> TinkerModel:
-    model = TinkerModel.read(future.subject)
-    if model is None:
-        raise unknown("request_id", str(future))
-    return model
-
-
-def _asked(kind: type[T], future: Future, known: dict[str, object]) -> T:
-    """The request that a future is of; whoever shows the future may have written it."""
-    try:
-        return kind.model_validate({**future.details, **known})
-    except ValidationError as error:
-        raise unknown("request_id", str(future)) from error
 
 
 def _object(answer: Answer) -> dict[str, object]:

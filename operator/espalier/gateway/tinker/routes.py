@@ -10,6 +10,8 @@ from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_body
+from espalier.gateway.access.request_limits import MAX_OTHER_FUTURE_BYTES, limit_body
+from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.fork import Forks
 from espalier.gateway.problems import RefusalError
@@ -49,7 +51,7 @@ class TinkerRoutes:
         models = Models(watch, auth, offers, forks, access)
         commands = Commands(watch, trainers, pods, quotas)
         saves = Saves(watch, context.cluster)
-        samples = Samples(watch, pods, quotas)
+        samples = Samples(watch, pods, quotas, context.budgets.bodies, context.limits)
         self._callers = callers
         self._watch = watch
         self._results = Results(watch, auth, access, trainers, commands, samples, saves)
@@ -72,6 +74,9 @@ class TinkerRoutes:
     async def retrieve_future(self, request: web.Request) -> web.Response:
         """What became of a request."""
         user = await self._callers.caller(request, "train", "sample")
+        if not await self._callers.has_right_to_some(user, SAMPLE):
+            # Of a sample they have none, and others are short.
+            limit_body(request, MAX_OTHER_FUTURE_BYTES)
         asked = await read_body(request, RetrieveFuture)
         future = Future.read(asked.request_id)
         if future is None:

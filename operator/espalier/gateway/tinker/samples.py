@@ -1,11 +1,15 @@
 """Samples on their way. One begins when its result is first asked for, goes on between two polls,
 and ends when nobody asks any more. Its request is in its future, so a gateway that knows nothing of
 it samples it, and nothing that a client waits for is lost with a gateway.
+
+What it holds between two polls is counted as its caller's: the text of its request among bodies,
+and its result among answers, where it is kept for a poll that is lost as long as there is room.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +19,10 @@ from pydantic_core import to_json
 
 from espalier.api.wire.headers import CALLER
 from espalier.gateway.access.auth import User
+from espalier.gateway.access.byte_budget import ByteBudget, Hold
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
-from espalier.gateway.access.quotas import Quotas, Share
+from espalier.gateway.access.quotas import Limits, Quotas, Share
 from espalier.gateway.problems import RefusalError, not_ready
 from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, after_the_move
 from espalier.gateway.routes.rewrite import refuse_cut_short, tokens_of
@@ -47,62 +52,112 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_
 
 @dataclass
 class _Running:
-    """One sample; ``waits`` says for what, ``asked`` counts the polls."""
+    """One sample.
+
+    Attributes:
+        user: who asked for it.
+        sampler: what is sampled.
+        text: of the request, as JSON; empty once it has ended.
+        room: of the text.
+        kept: room of the result.
+        lasts: whether there is room to keep the result for another poll.
+        waits: for what.
+        asked: how often it was asked for.
+        open: polls that wait for it.
+    """
 
     user: User
     sampler: Sampler
-    request: Sample
+    text: bytes
+    room: Hold
+    kept: Hold
     task: asyncio.Task[bytes] = field(init=False)
+    lasts: bool = False
     waits: NotReady | None = None
     asked: int = 0
     open: int = 0
 
+    @property
+    def request(self) -> Sample:
+        """What is asked for; read anew, because tokens take much more room than their text."""
+        return Sample.model_validate_json(self.text)
+
+    def end(self) -> None:
+        """Its request is not needed any more."""
+        self.text = b""
+        self.room.release()
+
 
 class Samples:
-    """Runs samples at the rollouts of their models."""
+    """Runs samples at the rollouts of their models.
 
-    def __init__(self, watch: WorldWatch, pods: PodCalls, quotas: Quotas) -> None:
+    Args:
+        watch: the cluster as it is now.
+        pods: calls the rollouts.
+        quotas: of samples at once, and of tokens.
+        bodies: the budget for requests.
+        limits: what of it, and of the room for answers, one caller may hold.
+    """
+
+    def __init__(
+        self,
+        watch: WorldWatch,
+        pods: PodCalls,
+        quotas: Quotas,
+        bodies: ByteBudget,
+        limits: Limits,
+    ) -> None:
         self._watch = watch
         self._pods = pods
         self._quotas = quotas
+        self._bodies = bodies
+        self._percent = limits.body_percent
         self._running: dict[str, _Running] = {}
         self._turns: Counter[NamespacedName] = Counter()
 
-    def knows(self, future: str) -> bool:
-        """Whether a sample is begun already."""
-        return future in self._running
+    def knows(self, user: User, future: str) -> bool:
+        """Whether a caller's sample is begun already."""
+        return _key(user, future) in self._running
 
-    async def result(
-        self, user: User, future: str, sampler: Sampler, request: Sample, seconds: float
-    ) -> bytes | NotReady | None:
+    async def begin(self, user: User, future: str, sampler: Sampler, request: Sample) -> None:
+        """Begins a sample; RefusalError 429 or 503 without room for its request."""
+        text = to_json(request.model_dump(exclude_defaults=True))
+        room = self._bodies.hold_of(user.name, self._percent)
+        await room.take(len(text))
+        kept = self._pods.answers.hold_of(user.name, self._percent)
+        running = _Running(user, sampler, text, room, kept)
+        running.task = asyncio.create_task(self._sample(running))
+        running.task.add_done_callback(lambda _: running.end())
+        self._running[_key(user, future)] = running
+
+    async def result(self, user: User, future: str, seconds: float) -> bytes | NotReady | None:
         """The SampleResponse; what it waits for; None while it is being sampled.
 
         Raises:
             RefusalError: it cannot be sampled.
         """
-        running = self._running.get(future)
-        if running is None:
-            running = self._running[future] = _Running(user, sampler, request)
-            running.task = asyncio.create_task(self._sample(running))
+        key = _key(user, future)
+        running = self._running[key]
         running.asked += 1
         running.open += 1
         try:
             await asyncio.wait({running.task}, timeout=seconds)
         finally:
             running.open -= 1
-            drop = partial(self._drop, future, running, running.asked)
+            drop = partial(self._drop, key, running, running.asked)
             asyncio.get_running_loop().call_later(IDLE_SECONDS, drop)
         if not running.task.done():
             return running.waits
-        if running.task.cancelled() or running.task.exception() is not None:
+        if running.task.cancelled() or running.task.exception() is not None or not running.lasts:
             # Asked again it is tried again.
-            self._running.pop(future, None)
+            self._running.pop(key, None)
         return running.task.result()
 
-    def _drop(self, future: str, running: _Running, asked: int) -> None:
+    def _drop(self, key: str, running: _Running, asked: int) -> None:
         """Ends a sample that nobody has asked for since."""
-        if running.asked == asked and not running.open and self._running.get(future) is running:
-            del self._running[future]
+        if running.asked == asked and not running.open and self._running.get(key) is running:
+            del self._running[key]
+            running.kept.release()
             if not running.task.cancel() and not running.task.cancelled():
                 # Read here, because nobody else will.
                 running.task.exception()
@@ -156,8 +211,8 @@ class Samples:
 
     async def _send(self, running: _Running, target: Target, share: Share) -> bytes:
         spec = self._watch.world.models[target.model].spec
-        body = sampling.completion(running.request, spec.rollout.max_model_tokens)
-        sent = to_json({"model": target.adapter, **body})
+        context = spec.rollout.max_model_tokens
+        sent = to_json({"model": target.adapter, **sampling.completion(running.request, context)})
         lost: Exception = RuntimeError("never sent")
         for _ in range(ATTEMPTS):
             turn = self._turns[target.model] = self._turns[target.model] + 1
@@ -187,15 +242,23 @@ class Samples:
                     share.spend(tokens_of(answer))
                     refuse_cut_short(answer)
                     try:
-                        return sampling.response(running.request, read_json(answer))
+                        result = sampling.response(running.request, read_json(answer))
                     except UnreadableError as error:
                         raise unknown(response, f"answers a completion wrongly: {error}") from error
+                    hold.release()
+                    running.lasts = await running.kept.take_if_free(len(result))
+                    return result
             message = _message_of(answer)
             if response.status == 409:
                 raise NotLoadedError(message)
             if response.status in (429, 503):
                 raise not_ready("RolloutBusy", f"a rollout of {target.model}: {message}")
             raise RefusalError(response.status, SAMPLE_REFUSED, message)
+
+
+def _key(user: User, future: str) -> str:
+    """What a caller's sample is known by: another's with the same request is another sample."""
+    return hashlib.sha256(f"{user.name}\n{future}".encode()).hexdigest()
 
 
 def _hopeless(world: ServedWorld, model: NamespacedName, waits: NotReady) -> bool:

@@ -171,6 +171,8 @@ class SamplingRoutes:
         made = NamespacedName(session.namespace, f"{PREFIX}{session.token}-s{number}")
         # Only this is an act; most samplers are but names.
         request[ACT] = Act("Fork", f"TrainableModel {made}", before=name)
+        # A key that may sample is none to make a model that takes GPUs.
+        user.require_scope("train")
         await self._models.serve(
             user, made, new_model(template, {"type": "LoRA"}), {BASE_NAME: name}
         )

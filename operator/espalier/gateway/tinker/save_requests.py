@@ -25,16 +25,19 @@ def only_weights(asked: LoadWeights) -> None:
         )
 
 
+def sees(model: TrainableModel, checkpoint: Checkpoint) -> bool:
+    """Whether the trainer of a model has the part of the volume that a checkpoint lies in."""
+    parents = reads.folders(model.status.reads, reads.named(model, ()))
+    return checkpoint.spec.model_ref.name in (model.metadata.name, *parents)
+
+
 def only_seen(model: TrainableModel | None, checkpoint: Checkpoint, path: str) -> None:
     """Refuses weights that the trainer of a model cannot read: those of models it has no part of.
 
     ``path`` is how the caller names them.
     """
-    if model is None:
-        return
-    owner, own = checkpoint.spec.model_ref.name, model.metadata.name
-    parents = reads.folders(model.status.reads, reads.named(model, ()))
-    if owner not in (own, *parents):
+    if model is not None and not sees(model, checkpoint):
+        owner, own = checkpoint.spec.model_ref.name, model.metadata.name
         raise RefusalError(
             422,
             "WeightsOfAnotherModel",
