@@ -177,7 +177,12 @@ async def gateway(users: Users, cluster: KubernetesCluster) -> AsyncIterator[Gat
     world = World(users.namespace)
     tokens = TokenIssuer()
     tokens.use(PRIVATE_KEY)
-    async with pod_session() as upstream, aiohttp.ClientSession() as session:
+    # By itself a session would let no more than 100 requests go out at a time.
+    unbounded = aiohttp.TCPConnector(limit=0)
+    async with (
+        pod_session() as upstream,
+        aiohttp.ClientSession(connector=unbounded) as session,
+    ):
         keys = ApiKeys(ClusterKeys(cluster), world.namespaces)
         auth = Authenticator(cluster, keys=keys)
         context = GatewayContext(world.view, cluster, auth, tokens, upstream)

@@ -170,12 +170,14 @@ class Engine:
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}
+        self.arguments: dict[str, dict[str, Any]] = {}
         self.open = 0
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, priority: int = 0
     ) -> AsyncIterator[str]:
         self.seen[request_id] = priority
+        self.arguments[request_id] = sampling_params.extra_args
         self.open += 1
         try:
             for token in "ab":
@@ -185,7 +187,7 @@ class Engine:
 
 
 def sample(engine: Any, request_id: str, answers: int = 1, **given: Any) -> Any:
-    return engine.generate({}, SimpleNamespace(n=answers), request_id, **given)
+    return engine.generate({}, SimpleNamespace(n=answers, extra_args=None), request_id, **given)
 
 
 async def test_every_sample_of_a_request_has_its_callers_number_whatever_was_asked() -> None:
@@ -203,6 +205,8 @@ async def test_every_sample_of_a_request_has_its_callers_number_whatever_was_ask
     assert engine.seen == {"ann 0": 0, "ann 1": 1, "ann 2": 2, "ann last": 3}
     await asyncio.create_task(request("bob"))
     assert engine.seen["bob 0"] == 11
+    assert engine.arguments["ann 2"] == {"espalier_caller": "ann"}
+    assert engine.arguments["bob last"] == {"espalier_caller": "bob"}
 
 
 async def test_a_sample_that_nobody_reads_on_ends_at_once() -> None:

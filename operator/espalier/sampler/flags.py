@@ -71,6 +71,7 @@ def _weights_arguments(settings: SamplerSettings) -> list[str]:
         return ["--worker-extension-cls", "espalier.sampler.full_weights.vllm_worker.FullWeights"]
     return [
         "--enable-lora",
+        # Callers share these slots (adapter_slots.py).
         *("--max-loras", str(settings.max_adapters)),
         # Room for as many again, so that going back to the previous head reads no file.
         *("--max-cpu-loras", str(2 * settings.max_adapters)),

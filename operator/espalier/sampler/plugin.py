@@ -6,7 +6,7 @@ import os
 
 
 def register() -> None:
-    """Register our adapter resolver, have loads verified, and fix faults of vLLM on CPU.
+    """Register our adapter resolver, have loads verified and slots shared, fix faults on CPU.
 
     Imports stay inside: vLLM only logs a plugin that fails to import, and goes on without it, but
     does not survive one that raises here.
@@ -32,9 +32,10 @@ def register() -> None:
         from espalier.sampler.cpu import lora_ops  # noqa: PLC0415
 
         lora_ops.install()
-    from espalier.sampler import verified_load  # noqa: PLC0415
+    from espalier.sampler import slot_scheduling, verified_load  # noqa: PLC0415
 
     verified_load.install()
+    slot_scheduling.install()
     if "espalier" not in LoRAResolverRegistry.get_supported_resolvers():
         store = AdapterStore(configuration.volume, configuration.base, configuration.max_lora_rank)
         LoRAResolverRegistry.register_resolver("espalier", StoreResolver(store))

@@ -21,6 +21,8 @@ from typing import Any
 
 # Whose request this is; set for each of them before vLLM sees it.
 CALLER: ContextVar[str] = ContextVar("caller", default="")
+# By which the engine is told: one of a request's arguments that are for plugins of vLLM.
+CALLER_ARGUMENT = "espalier_caller"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Turns:
 
 
 def install(engine: Any) -> None:
-    """Has every sample of ``engine``, vLLM's client of its engine, take its caller's turn.
+    """Has every sample of ``engine``, vLLM's client of its engine, take and tell its caller's turn.
 
     There, because a request of several prompts, or a search of several beams, is many samples.
     """
@@ -89,7 +91,10 @@ def install(engine: Any) -> None:
     async def in_turn(
         prompt: Any, sampling_params: Any, request_id: str, **given: Any
     ) -> AsyncIterator[Any]:
-        with turns.taken(CALLER.get(), sampling_params.n) as turn:
+        caller = CALLER.get()
+        told = {**(sampling_params.extra_args or {}), CALLER_ARGUMENT: caller}
+        sampling_params.extra_args = told
+        with turns.taken(caller, sampling_params.n) as turn:
             given["priority"] = turn.number
             # vLLM ends a sample when its generator is closed, so it is closed with this one.
             async with aclosing(generate(prompt, sampling_params, request_id, **given)) as outputs:
