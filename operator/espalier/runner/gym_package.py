@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-# What cellpylib imports, which reasoning_gym needs for its cellular automata and not for their plots,
-# and the names that it takes from it.
+# What cellpylib imports, with the names that it takes from it: reasoning_gym needs cellpylib for
+# cellular automata, and not for their plots.
 _PLOTTING: dict[str, tuple[str, ...]] = {
     "matplotlib": (),
     "matplotlib.animation": (),
