@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -141,6 +142,21 @@ class ApiServer:
         found: dict[str, Any] = json.loads(answer)
         return found
 
+    def try_out(self, path: str, body: dict[str, Any]) -> None:
+        """Has an object validated as ``kubectl apply --server-side --dry-run=server`` has it.
+
+        Args:
+            path: of the object, whether it is there or not.
+            body: with every field known, or it is refused.
+
+        Raises:
+            ApiServerError: the object is refused; the message is the server's.
+        """
+        asked = "?dryRun=All&fieldManager=kubectl&fieldValidation=Strict"
+        status, answer = self._call(path + asked, body, "PATCH", "application/apply-patch+yaml")
+        if status not in (HTTPStatus.OK, HTTPStatus.CREATED):
+            raise ApiServerError(str(json.loads(answer)["message"]))
+
     def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits until a condition holds; raises ApiServerError that names it."""
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
@@ -241,17 +257,30 @@ class ApiServer:
         except OSError:
             return False
 
-    def _call(self, path: str, body: object = None) -> tuple[int, str]:
-        """Status and body of the answer to a GET, or to a POST of JSON, as the administrator."""
+    @cached_property
+    def _trust(self) -> ssl.SSLContext:
+        """Of the administrator."""
         trust = ssl.create_default_context(cafile=str(self.directory / "ca.crt"))
         trust.load_cert_chain(self.directory / "admin.crt", self.directory / "admin.key")
+        return trust
+
+    def _call(
+        self,
+        path: str,
+        body: object = None,
+        method: str = "POST",
+        content_type: str = "application/json",
+    ) -> tuple[int, str]:
+        """Status and body of the answer to a GET, or where there is a body to what has one."""
         call = urllib.request.Request(
             self.url + path,
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": content_type},
+            method="GET" if body is None else method,
         )
+        timeout, context = CALL_TIMEOUT_SECONDS, self._trust
         try:
-            with urllib.request.urlopen(call, timeout=CALL_TIMEOUT_SECONDS, context=trust) as reply:
+            with urllib.request.urlopen(call, timeout=timeout, context=context) as reply:
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as refused:
             return refused.code, refused.read().decode()

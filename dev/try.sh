@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # `make try`: a pretrained language model learns arithmetic by reinforcement on this machine, without Kubernetes. Its
 # checkpoint tree and reward curve are drawn, it answers before and after, and an edit of a file rolls it back.
-# TRY_STEPS=20 is the number of optimizer steps (at least 3, because the rollback goes to the second).
+# TRY_STEPS=20 is the number of optimizer steps (at least 3, because the rollback goes to the second), and TRY_QUESTIONS=64 the
+# number of held-out questions (at most 100, because the example leaves out no more).
 # Everything lies in out/try ($ESPALIER_OUT/try), and each call starts anew; what was started is stopped in the end.
 set -euo pipefail
 . "$(dirname "$0")/common.sh"
 cd "$root"
 steps=${TRY_STEPS:-20}
 [[ $steps =~ ^[0-9]+$ && $steps -ge 3 ]] || die "TRY_STEPS=$steps: give a number of at least 3."
+held_out=${TRY_QUESTIONS:-64}
+[[ $held_out =~ ^[1-9][0-9]?$|^100$ ]] || die "TRY_QUESTIONS=$held_out: give a number of 1 to 100."
 out=${ESPALIER_OUT:-$root/out}/try
 manifests=$out/manifests state=$out/state log=$out/dev.log
 started=$SECONDS dev='' launched=''
@@ -72,7 +75,8 @@ rm -rf "$manifests" "$state" "$log" "$out"/{reward.png,old.txt,rolled-back.txt}
 mkdir -p "$manifests"
 cp examples/arithmetic/{kustomization,storage,user,model,head,tasks,run}.yaml "$manifests"
 # Half of the example's batch, so that two cores need minutes.
-sed -i "s/^  steps: .*/  steps: $steps/; s/^  groupsPerStep: .*/  groupsPerStep: 4/" "$manifests/run.yaml"
+sed -i "s/^  steps: .*/  steps: $steps/; s/^  groupsPerStep: .*/  groupsPerStep: 4/; s/^      size: 64$/      size: $held_out/" \
+  "$manifests/run.yaml"
 show sed -n '/^kind/,/steps/p' "$manifests/run.yaml"
 port=$(python -c 'from dev.ports import free_port; print(free_port())')
 serve=(espalier dev "$manifests" --state "$state" --port "$port" --image "localhost:5000/espalier/model:1=$model")
@@ -95,9 +99,9 @@ show espalier curve arith --png "$out/reward.png"
 
 questions=("What is 3 + 4? Answer with just the number." "What is 12 + 7? Answer with just the number."
   "What is 9 + 15? Answer with just the number." "What is 18 + 2? Answer with just the number." "What is 14 + 13? Answer with just the number.")
-title "64 held-out questions, before and after"
-show espalier evaluate arith-20 --seed 1001 --size 64 --checkpoint base
-show espalier evaluate arith-20 --seed 1001 --size 64
+title "$held_out held-out questions, before and after"
+show espalier evaluate arith-20 --seed 1001 --size "$held_out" --checkpoint base
+show espalier evaluate arith-20 --seed 1001 --size "$held_out"
 
 title "Five questions, before (slug@base)"
 espalier ask arith --max-tokens 16 --checkpoint base "${questions[@]}"

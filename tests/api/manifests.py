@@ -8,6 +8,7 @@ from typing import Any
 
 from dev.apiserver import ApiServer
 
+from espalier.api.crds import KINDS
 from espalier.api.meta import API_VERSION
 
 Manifest = dict[str, Any]
@@ -86,8 +87,9 @@ def apply(server: ApiServer, namespace: str, *objects: Manifest) -> None:
 
 def try_out(server: ApiServer, namespace: str, candidate: Manifest) -> None:
     """Has the API server validate an object without storing it."""
-    arguments = ("apply", "--server-side", "--dry-run=server", "-n", namespace, "-f", "-")
-    server.kubectl(*arguments, stdin=json.dumps(candidate))
+    plural = next(kind.plural for kind in KINDS if kind.name == candidate["kind"])
+    path = f"/apis/{API_VERSION}/namespaces/{namespace}/{plural}/{candidate['metadata']['name']}"
+    server.try_out(path, candidate)
 
 
 def read(server: ApiServer, namespace: str, resource: str, name: str) -> Manifest:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from dev.apiserver import ApiServer, ApiServerError
 from tests.api.manifests import RUN, edited, named
-from tests.api.test_chart import CHART, IMAGES, helm
+from tests.api.test_chart import CHART, IMAGES, documents, helm
 from tests.kube.children import BASE, SETTINGS, model_of
 
 from espalier.core.manifests.importer import importer_job
@@ -59,7 +59,7 @@ def policed(apiserver: ApiServer) -> ApiServer:
     sets = [argument for image in IMAGES for argument in ("--set", image)]
     sets += ["--set", f"namespaces={{{TEAM}}}", "--kube-version", "1.35.0"]
     text = helm("template", "espalier", str(CHART), "--namespace", SYSTEM, *sets)
-    found = [item for item in yaml.safe_load_all(text) if item and item["kind"] in POLICIES]
+    found = [item for item in documents(text) if item["kind"] in POLICIES]
     assert len(found) == 14
     apiserver.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(found))
     apiserver.wait_for("the policies to be in force", lambda: refused(_probe(apiserver)))

@@ -53,5 +53,5 @@ async def test_polls_for_commits_are_not_of_the_pass_that_began_to_follow_them(
     with spans.span("reconcile TrainableModel"):
         assert carried()
         streams.follow("ml", "arith", POD)
-    assert await asyncio.wait_for(trainer.asked, 10) == {}
+    assert await asyncio.wait_for(trainer.asked, 60) == {}
     await streams.close()

@@ -129,7 +129,7 @@ def rendered(chart: Path, *values: str) -> list[dict[str, Any]]:
     sets = [part for value in (*values, "namespaces={ml}") for part in ("--set", value)]
     command = ["template", "espalier", str(chart), "--kube-version", "1.35.0", *sets]
     done = subprocess.run([binary("helm"), *command], capture_output=True, text=True, check=True)
-    return [item for item in yaml.safe_load_all(done.stdout) if item]
+    return [item for item in yaml.load_all(done.stdout, Loader=yaml.CSafeLoader) if item]
 
 
 def test_a_released_chart_runs_the_released_images_and_no_others(tmp_path: Path) -> None:

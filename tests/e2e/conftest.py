@@ -82,7 +82,7 @@ def gateway(kubectl: Kubectl) -> Iterator[Gateway]:
     port = line.split("127.0.0.1:")[1].split()[0]
     yield Gateway(f"http://127.0.0.1:{port}", token)
     process.terminate()
-    process.wait(timeout=10)
+    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

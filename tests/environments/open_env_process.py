@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from dev.ports import free_port
 
 START_SECONDS = 60
 
@@ -14,9 +15,7 @@ START_SECONDS = 60
 @asynccontextmanager
 async def serving(python: str, server: Path) -> AsyncIterator[int]:
     """Starts ``server PORT`` and waits until it listens; its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     process = await asyncio.create_subprocess_exec(python, str(server), str(port))
     try:
         async with asyncio.timeout(START_SECONDS):

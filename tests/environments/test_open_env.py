@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from dev.ports import free_port
 from tests.environments.open_env_process import serving
 from tests.environments.packages import OPENENV, interpreter
 from tests.environments.talk import Model, played
@@ -181,9 +181,7 @@ async def test_more_episodes_than_the_server_takes_wait_for_a_place(port: int) -
 
 
 async def test_a_server_that_is_started_again_is_waited_for() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     async with opened(port) as environment:
         game = asyncio.ensure_future(played(environment, Model(counts)))
         await asyncio.sleep(0.3)

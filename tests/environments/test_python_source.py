@@ -165,7 +165,7 @@ async def test_a_host_that_blocks_is_given_up_and_its_process_ends(opens: Open) 
     with pytest.raises(RolloutFailedError):
         await played(environment, Model(lambda chat: "1"))
     # Its listening thread sees the end of the connection though its loop is stuck.
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
 
 
 async def test_a_host_that_is_started_again_goes_on(opens: Open) -> None:

@@ -149,7 +149,7 @@ class Hostile:
 
     def metrics(self) -> str:
         with urllib.request.urlopen(
-            f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10
+            f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60
         ) as answer:
             return str(answer.read().decode())
 

@@ -72,7 +72,7 @@ async def answered(ends: Ends, what: str = "quick") -> bool:
 
 async def done(ends: Ends) -> bool:
     """Whether an answer comes; the connection is closed without one otherwise."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         try:
             await ends[0].readuntil(b"done")
         except (asyncio.IncompleteReadError, ConnectionError):

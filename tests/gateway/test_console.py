@@ -211,7 +211,7 @@ async def test_one_caller_opens_so_many_streams_which_a_drain_ends(gateway: Gate
     assert (await refused.json())["reason"] == "TooManyStreams"
     # A gateway that drains ends them all, so that none holds it up.
     await gateway.app.shutdown()
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(60):
         for stream in opened:
             with suppress(aiohttp.ClientError):
                 await stream.content.read()

@@ -52,7 +52,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 async def outcome(server: Server) -> bool:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await server.delivered.get()
 
 
@@ -104,7 +104,7 @@ async def test_the_trainer_learns_once_of_a_delivered_answer(
     training(gateway, trainer.port)
     reply = await gateway.post(BACKWARD, {"inputs": []})
     assert await reply.json() == RESULT
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await reported.wait()
     command, *reports = [r for r in trainer.requests if r.path != "/train/state"]
     assert command.headers["Espalier-Client"].startswith("unkeyed-")
@@ -127,7 +127,7 @@ async def test_a_report_that_fails_is_sent_again(gateway: Gateway, upstream: Sta
     trainer = await upstream(answer)
     training(gateway, trainer.port)
     await (await gateway.post(BACKWARD, {"inputs": []})).read()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await reported.wait()
 
 

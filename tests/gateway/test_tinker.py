@@ -177,7 +177,7 @@ async def test_a_sample_goes_on_between_two_polls_and_ends_when_nobody_polls(
         status, told = await sampled(gateway, model)
         assert (status, told["type"], told["queue_state"]) == (408, "try_again", "active")
     assert len(pod.requests) == 1
-    await asyncio.wait_for(pod.disconnected.wait(), 10)
+    await asyncio.wait_for(pod.disconnected.wait(), 60)
 
 
 async def test_a_poll_is_held_and_then_told_the_reason_of_kubernetes(gateway: Gateway) -> None:

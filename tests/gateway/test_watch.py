@@ -42,7 +42,7 @@ async def test_a_waiter_gets_what_a_later_change_brings() -> None:
         head = served.head_of(model)
         return head.status.term if head and head.status.term > 1 else None
 
-    waiting = asyncio.create_task(world.view.wait_for(term, 10))
+    waiting = asyncio.create_task(world.view.wait_for(term, 60))
     await asyncio.sleep(0)
     world.head(model, digest("a1"), term=1)
     await asyncio.sleep(0)

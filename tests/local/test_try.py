@@ -44,10 +44,10 @@ class Try:
 
 
 @asynccontextmanager
-async def running(out: Path, steps: str) -> AsyncIterator[Try]:
+async def running(out: Path, **given: str) -> AsyncIterator[Try]:
     process = await asyncio.create_subprocess_exec(
         *("bash", str(SCRIPT)),
-        env={**os.environ, "ESPALIER_OUT": str(out), "TRY_STEPS": steps},
+        env={**os.environ, "ESPALIER_OUT": str(out), **given},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         # A process group of its own is what a terminal sends Ctrl-C to.
@@ -102,7 +102,7 @@ def evaluated(path: Path) -> dict[str, list[str]]:
 @pytest.mark.vllm
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) -> None:
-    async with running(tmp_path, "3") as script:
+    async with running(tmp_path, TRY_STEPS="3", TRY_QUESTIONS="16") as script:
         await script.until("arith-20 succeeded: step 3/3")
         assert left_over(tmp_path)
         assert await script.end() == 0, script.said
@@ -110,8 +110,8 @@ async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) 
         r"\* arith-000003 .*> arith",
         r"o base",
         r"reward/mean of arith",
-        r"arith@base: mean reward 0\.\d+ on 64 held-out tasks",
-        r"arith: mean reward 0\.\d+ on 64 held-out tasks",
+        r"arith@base: mean reward 0\.\d+ on 16 held-out tasks",
+        r"arith: mean reward 0\.\d+ on 16 held-out tasks",
         r"served arith-000002 \d+ ms after the edit",
         r"The slug answers exactly as arith-000002 did",
         r"Read next",
@@ -129,7 +129,7 @@ async def test_it_trains_shows_the_tree_compares_and_rolls_back(tmp_path: Path) 
 @pytest.mark.timeout(LIMIT_SECONDS + 60)
 async def test_ctrl_c_stops_what_it_started_and_says_where_the_files_are(tmp_path: Path) -> None:
     logs = tmp_path / "try" / "state" / "logs"
-    async with running(tmp_path, "20") as script:
+    async with running(tmp_path) as script:
         await script.until("The trainer and vLLM start")
         await asyncio.to_thread(started, logs)
         assert left_over(tmp_path)
@@ -139,10 +139,19 @@ async def test_ctrl_c_stops_what_it_started_and_says_where_the_files_are(tmp_pat
     assert left_over(tmp_path) == []
 
 
-async def test_a_number_of_steps_without_a_second_one_to_go_back_to_is_refused(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        # There is no second step to go back to.
+        ("TRY_STEPS", "1", "TRY_STEPS=1: give a number of at least 3."),
+        ("TRY_QUESTIONS", "0", "TRY_QUESTIONS=0: give a number of 1 to 100."),
+        ("TRY_QUESTIONS", "101", "TRY_QUESTIONS=101: give a number of 1 to 100."),
+    ],
+)
+async def test_a_number_that_cannot_be_is_refused(
+    tmp_path: Path, name: str, value: str, says: str
 ) -> None:
-    async with running(tmp_path, "1") as script:
+    async with running(tmp_path, **{name: value}) as script:
         assert await script.end() == 1
-    assert "error: TRY_STEPS=1: give a number of at least 3." in script.said
+    assert f"error: {says}" in script.said
     assert not (tmp_path / "try").exists()

@@ -30,7 +30,7 @@ def test_the_last_box_that_is_closed_counts(completion: str, inner: str | None) 
 def test_many_open_boxes_take_no_longer_than_their_text() -> None:
     began = time.monotonic()
     assert last_boxed(r"\boxed{" * 200_000) is None
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,8 @@ async def test_the_loop_goes_on_while_an_answer_hangs(opened: Open) -> None:
     while not hanging.done():
         await asyncio.sleep(0.01)
         turns += 1
-    assert turns > 50
+    # A loop that is held up has no turn in the two seconds.
+    assert turns > 3
 
 
 async def test_a_worker_that_was_killed_is_started_anew(opened: Open) -> None:
@@ -321,7 +322,7 @@ async def test_a_worker_that_does_not_start_is_a_wait_with_an_end(
 
 
 async def test_a_worker_that_falls_silent_is_ended_and_another_one_answers() -> None:
-    spec = Taskset.model_validate({"seed": 1, "scoreTimeoutSeconds": 1})
+    spec = Taskset.model_validate({"seed": 1, "scoreTimeoutSeconds": 3})
     command = (sys.executable, "-P", "-m", "tests.runner.hostile", "alone", "all")
     patience = Patience(silence=1.0)
     async with Scorer(spec, Anything(), command=command, patience=patience) as scorer:

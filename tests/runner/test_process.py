@@ -173,7 +173,7 @@ async def test_a_runner_is_terminated_while_an_answer_hangs(process: Process) ->
     # By now the scorer has the answers, or soon will: each takes 600 s.
     await asyncio.sleep(1)
     started.send_signal(signal.SIGTERM)
-    _, rest = await asyncio.wait_for(started.communicate(), 20)
+    _, rest = await asyncio.wait_for(started.communicate(), 60)
     assert started.returncode == 128 + signal.SIGTERM
     assert events(rest)[-1]["event"] == "terminated"
 

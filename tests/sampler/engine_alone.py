@@ -11,7 +11,10 @@ import os
 import sys
 from pathlib import Path
 
+from tests.sampler.server import baked_model_information
+
 from espalier.sampler import flags
+from espalier.sampler.cpu import quick_start
 from espalier.sampler.settings import SamplerSettings
 
 PROMPT = "the quick brown"
@@ -27,6 +30,8 @@ def overwrite(directory: Path) -> None:
 
 
 def main(base: Path, adapters: list[Path]) -> dict[str, object]:
+    quick_start.without_compiler()
+    quick_start.inspect_here()
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -76,6 +81,9 @@ if __name__ == "__main__":
     }
     os.environ.update(told)
     place = SamplerSettings.read(os.environ).base_directory
+    # Before HOME is another one.
+    baked = baked_model_information()
     os.environ.update(flags.environment(Path(os.environ["TMPDIR"]), 1))
+    os.environ["VLLM_CACHE_ROOT"] = str(baked)
     os.environ.pop("VLLM_LOGGING_CONFIG_PATH")
     print("FOUND " + json.dumps(main(place, [Path(name) for name in names])))

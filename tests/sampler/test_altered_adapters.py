@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,6 @@ from tests.sampler.test_server import Weights
 
 from espalier import identity
 from espalier.sampler.verified_files import StoreError
-from espalier.sampler.verified_load import copied
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -26,6 +27,15 @@ def weights(tmp_path: Path) -> Weights:
     base = tiny.commit_base(volume, model)
     digests = tuple(tiny.commit_adapter(volume, model, base, seed=seed) for seed in range(3))
     return Weights(volume, model, base, digests)
+
+
+@contextmanager
+def copied(directory: Path) -> Iterator[Path]:
+    # With vLLM, which every worker would import if it were imported above.
+    from espalier.sampler import verified_load
+
+    with verified_load.copied(directory) as copy:
+        yield copy
 
 
 def test_vllm_serves_the_bytes_that_were_hashed_and_loads_no_others(

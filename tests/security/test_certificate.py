@@ -77,7 +77,7 @@ async def says(caplog: pytest.LogCaptureFixture, text: str) -> bool:
 
 
 async def until(seen: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             if await seen():
                 return

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from dev.apiserver import CRDS, ApiServer, ApiServerError
 from dev.ports import free_port
-from tests.api.test_chart import CHART, IMAGES, helm
+from tests.api.test_chart import CHART, IMAGES, documents, helm
 from tests.simulation.world import model_spec
 
 from espalier.kube.objects import Body
@@ -113,7 +113,7 @@ def roles(own: str, *namespaces: str) -> list[Body]:
     values += ["--set", f"namespaces={{{listed}}}", "--kube-version", "1.35.0"]
     text = helm("template", "espalier", str(CHART), "--namespace", own, *values)
     kinds = ("Role", "RoleBinding", "ServiceAccount")
-    found = [item for item in yaml.safe_load_all(text) if item and item["kind"] in kinds]
+    found = [item for item in documents(text) if item["kind"] in kinds]
     return [item for item in found if item["metadata"]["name"].startswith(ACCOUNT)]
 
 

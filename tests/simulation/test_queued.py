@@ -19,7 +19,8 @@ from espalier.kube.objects import Body
 IN_QUEUE = {"template": {"queueName": "research"}}
 FIELDS = {"importer": "jobs", "trainer": "trainer", "rollout": "rollout", "runner": "runner"}
 SHORT = "insufficient unused quota for nvidia.com/gpu in flavor h200, 2 more needed"
-HOURS = 3 * 3600.0
+# Longer than any patience, and than the deadline of a run below.
+HOURS = 1.5 * 3600.0
 
 
 def specs(*roles: str, steps: int = 1, **changes: Any) -> tuple[Body, Body]:

@@ -206,13 +206,13 @@ TEACHERS = Recipe(
     says=(" one", " two"),
     told="teacher_kl",
 )
-EACH = (
-    *(RL_BASIC, SL_BASIC, GUESS, DPO, TOOLS, ASYNC, TWENTY),
-    *(
-        pytest.param(each, marks=pytest.mark.exhaustive)
-        for each in (DISTILLATION, SHORTER, STREAM, CHAT, TEACHERS, ARENA, RUBRIC)
-    ),
+# Beside these `make test` has rl_loop, sl_loop and rl.train, which the basic ones are.
+SAMPLE = (DPO, TOOLS, ASYNC, TWENTY)
+OTHERS = (
+    *(RL_BASIC, SL_BASIC, GUESS, DISTILLATION, SHORTER),
+    *(STREAM, CHAT, TEACHERS, ARENA, RUBRIC),
 )
+EACH = (*SAMPLE, *(pytest.param(each, marks=pytest.mark.exhaustive) for each in OTHERS))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

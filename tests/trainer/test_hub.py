@@ -1,6 +1,7 @@
 """Downloads with the hub's real client: they end, go on where they stopped, and say what is wrong.
 
 Each runs as the importer does, in a process of its own: the client reads its environment once.
+Where only the download matters, only that is run.
 """
 
 from __future__ import annotations
@@ -60,14 +61,10 @@ def run(
     volume.mkdir(exist_ok=True)
     log.write_text("")
     environment = {
-        **os.environ,
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(volume / "home"),
+        **of_the_client(hub, volume),
         "ESPALIER_VOLUME": str(volume),
         "ESPALIER_MODEL": "arith",
         "ESPALIER_TERMINATION_LOG": str(log),
-        "ESPALIER_HUB_PATIENCE_SECONDS": "3",
         **env,
     }
     started = time.monotonic()
@@ -95,22 +92,60 @@ def run(
     return Outcome(done.returncode, json.loads(text), time.monotonic() - started, said)
 
 
+def of_the_client(hub: Hub, home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(home / "home"),
+        "ESPALIER_HUB_PATIENCE_SECONDS": "3",
+    }
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """The files that came, and what was said meanwhile."""
+
+    files: dict[str, bytes]
+    log: str
+
+
+def download(hub: Hub, scratch: Path, **env: str) -> Downloaded:
+    """The importer's download of everything, which must succeed."""
+    target = scratch / "target"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.hub_download", f"{NAME}@{REVISION}", str(target)],
+        env=of_the_client(hub, scratch) | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [path for path in target.rglob("*") if path.is_file()]
+    files = {path.relative_to(target).as_posix(): path.read_bytes() for path in found}
+    return Downloaded(files, done.stderr)
+
+
 def weights(hub: Hub) -> bytes:
     return hub.files["model.safetensors"]
 
 
 def test_a_base_of_the_hub_is_what_the_hub_has(hub: Hub, tmp_path: Path) -> None:
-    outcome = run(hub, tmp_path / "volume")
+    """A private one, whose token nobody else sees."""
+    hub.token, hub.gated = "hf_right", True
+    outcome = run(hub, tmp_path / "volume", **TOKEN)
     assert (outcome.code, outcome.message["revision"]) == (0, REVISION)
     stored = CheckpointStore(tmp_path / "volume", "t").verify("base", outcome.message["digest"])
     assert {n: (stored.path / n).read_bytes() for n in stored.manifest["files"]} == hub.files
     assert not imports_of(tmp_path / "volume", "arith").exists()
+    assert {token for _, _, token in hub.seen} == {"hf_right"}
+    assert "hf_right" not in outcome.log + json.dumps(outcome.message)
 
 
 def test_a_download_that_is_cut_twice_goes_on_where_it_stopped(hub: Hub, tmp_path: Path) -> None:
     hub.cuts = [MIB + 1000, MIB + 3000]
-    outcome = run(hub, tmp_path / "volume")
-    assert outcome.code == 0
+    assert download(hub, tmp_path).files == hub.files
     assert hub.ranges() == ["", f"bytes={MIB}-", f"bytes={2 * MIB}-"]
     assert hub.served_bytes < 2 * sum(len(content) for content in hub.files.values())
 
@@ -128,10 +163,10 @@ def test_the_next_process_goes_on_with_what_the_last_one_left(hub: Hub, tmp_path
 def test_a_busy_hub_is_asked_again_when_it_says(hub: Hub, tmp_path: Path) -> None:
     hub.answers = [(429, {}), (500, {})]
     hub.after_listing = [(503, {"Retry-After": "2"})]
-    outcome = run(hub, tmp_path / "volume", ESPALIER_HUB_PATIENCE_SECONDS="60")
-    assert outcome.code == 0
+    done = download(hub, tmp_path, ESPALIER_HUB_PATIENCE_SECONDS="60")
+    assert done.files == hub.files
     for said in ("answers 429; again in 1 s", "answers 500; again in 2 s", "asks to wait 2 s"):
-        assert said in outcome.log
+        assert said in done.log
 
 
 @pytest.mark.parametrize("place", ["list", "file"])
@@ -180,7 +215,7 @@ def test_a_mirror_of_ones_own_authority_is_reached_through_a_proxy(
 ) -> None:
     with Proxy() as proxy, served_by_tls(model, authority, tmp_path) as hub:
         bundle = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
-        assert run(hub, tmp_path / "volume", **through(proxy), **bundle).code == 0
+        assert download(hub, tmp_path, **through(proxy), **bundle).files == hub.files
         assert set(proxy.asked) == {hub.url.removeprefix("https://")}
 
 
@@ -189,10 +224,11 @@ def test_a_proxy_takes_plain_requests_too_and_not_what_is_excepted(
     hub: Hub, tmp_path: Path
 ) -> None:
     with Proxy() as proxy:
-        assert run(hub, tmp_path / "plain", **through(proxy)).code == 0
+        assert download(hub, tmp_path / "plain", **through(proxy)).files == hub.files
         assert set(proxy.asked) == {hub.url.removeprefix("http://")}
         proxy.asked.clear()
-        assert run(hub, tmp_path / "direct", **through(proxy, excepted="127.0.0.1")).code == 0
+        direct = through(proxy, excepted="127.0.0.1")
+        assert download(hub, tmp_path / "direct", **direct).files == hub.files
         assert not proxy.asked
 
 
@@ -246,16 +282,8 @@ def test_a_fault_that_only_a_person_can_fix_ends_at_once_with_its_own_message(
     assert [*imports_of(tmp_path / "volume", "arith").iterdir()] == []
 
 
-def test_a_token_reaches_the_hub_and_nobody_else_sees_it(hub: Hub, tmp_path: Path) -> None:
-    hub.token, hub.gated = "hf_right", True
-    outcome = run(hub, tmp_path / "volume", **TOKEN)
-    assert outcome.code == 0
-    assert {token for _, _, token in hub.seen} == {"hf_right"}
-    assert "hf_right" not in outcome.log + json.dumps(outcome.message)
-
-
 def test_a_token_that_the_machine_happens_to_have_is_not_sent(hub: Hub, tmp_path: Path) -> None:
-    assert run(hub, tmp_path / "volume", HF_TOKEN="hf_ambient").code == 0
+    assert download(hub, tmp_path, HF_TOKEN="hf_ambient").files == hub.files
     assert {token for _, _, token in hub.seen} == {""}
 
 
@@ -285,7 +313,7 @@ def test_a_download_larger_than_the_claim_is_not_begun(hub: Hub, tmp_path: Path)
 
 
 def test_the_same_weights_in_another_form_are_left_behind(hub: Hub, tmp_path: Path) -> None:
-    hub.files = {**hub.files, "consolidated.safetensors": weights(hub)}
-    outcome = run(hub, tmp_path / "volume")
-    assert outcome.code == 0
+    wanted = hub.files
+    hub.files = {**wanted, "consolidated.safetensors": weights(hub)}
+    assert download(hub, tmp_path).files == wanted
     assert [path for path, _, _ in hub.seen if "consolidated" in path] == []

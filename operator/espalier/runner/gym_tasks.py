@@ -6,12 +6,10 @@ import difflib
 import os
 from typing import Any
 
-import reasoning_gym as gym
-from reasoning_gym.factory import DATASETS
-
 from espalier.api.run.taskset import Taskset
 from espalier.environments.errors import invalid
 from espalier.environments.tasks import Task, within
+from espalier.runner.gym_package import DATASETS, gym
 from espalier.runner.scorer_spec import Gym
 from espalier.runner.task_protocol import ask
 

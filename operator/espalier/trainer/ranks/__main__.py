@@ -20,10 +20,11 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
+from collections.abc import Mapping
 
 from espalier.api.exit_codes import FAULT, USER_MISTAKE
 from espalier.process import configure_logs
-from espalier.trainer.ranks.this_rank import LOOPBACK, SECRET
+from espalier.trainer.ranks.this_rank import LISTENER, LOOPBACK, SECRET
 
 logger = logging.getLogger("espalier.trainer.ranks")
 
@@ -33,13 +34,6 @@ GRACE_SECONDS = 30.0
 
 async def launch(ranks: int, arguments: list[str]) -> int:
     """Starts the ranks, ends them all when the first ends, and returns the exit code."""
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        port = probe.getsockname()[1]
-    shared = {
-        "WORLD_SIZE": str(ranks),
-        "MASTER_PORT": str(port),
-        SECRET: secrets.token_hex(32),
-    }
     processes: list[Process] = []
     stopping = asyncio.Event()
 
@@ -51,13 +45,15 @@ async def launch(ranks: int, arguments: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    for rank in range(ranks):
-        processes.append(
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "espalier.trainer", *arguments),
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-        )
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port = listener.getsockname()[1]
+        shared = {
+            "WORLD_SIZE": str(ranks),
+            "MASTER_PORT": str(port),
+            SECRET: secrets.token_hex(32),
+        }
+        for rank in range(ranks):
+            processes.append(await _start(rank, arguments, shared, listener))
     if stopping.is_set():
         stop()
     waits = [asyncio.create_task(process.wait()) for process in processes]
@@ -70,6 +66,21 @@ async def launch(ranks: int, arguments: list[str]) -> int:
         processes[waits.index(wait)].kill()
     codes = await asyncio.gather(*waits)
     return _outcome(codes, first, stopped=stopping.is_set())
+
+
+async def _start(
+    rank: int, arguments: list[str], shared: Mapping[str, str], listener: socket.socket
+) -> Process:
+    """Rank 0 takes the listener over: a port left free might be somebody's before it is ready."""
+    own, passed = {"RANK": str(rank), "LOCAL_RANK": str(rank)}, list[int]()
+    if rank == 0:
+        passed = [listener.fileno()]
+        own[LISTENER] = str(listener.fileno())
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "espalier.trainer", *arguments),
+        env={**os.environ, **shared, **own},
+        pass_fds=passed,
+    )
 
 
 def _outcome(codes: list[int], first: list[int], *, stopped: bool) -> int:

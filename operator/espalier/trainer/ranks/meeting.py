@@ -89,7 +89,9 @@ def _part(policy: Policy) -> ShardedPart | ReplicatedPart:
 
 def _store(world: World, timeout: timedelta) -> Store:
     """The store, which rank 0 serves."""
-    listener = socket.create_server((LOOPBACK, world.port)).detach() if world.rank == 0 else None
+    listener = world.listener
+    if world.rank == 0 and listener is None:
+        listener = socket.create_server((LOOPBACK, world.port)).detach()
     store = TCPStore(
         LOOPBACK,
         world.port,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from espalier.trainer.problems import UserMistakeError
 
 SECRET = "ESPALIER_RANK_SECRET"
+LISTENER = "ESPALIER_RANK_LISTENER"
 REPLY_SECONDS = "ESPALIER_RANK_SECONDS"
 DEFAULT_REPLY_SECONDS = 900.0
 LOOPBACK = "127.0.0.1"
@@ -19,7 +20,8 @@ class World:
 
     Ranks meet at ``port`` of the loopback interface, under a ``secret`` of their launcher.
     ``reply_seconds`` bounds every wait of one rank for another, so it must exceed the longest
-    forward-backward of a share.
+    forward-backward of a share. ``listener`` is the descriptor of a socket that listens
+    there, which rank 0 is given by its launcher; without one it opens the port itself.
     """
 
     rank: int = 0
@@ -28,6 +30,7 @@ class World:
     port: int = 0
     secret: str = ""
     reply_seconds: float = DEFAULT_REPLY_SECONDS
+    listener: int | None = None
 
 
 def read_world(environment: Mapping[str, str]) -> World:
@@ -52,7 +55,8 @@ def read_world(environment: Mapping[str, str]) -> World:
     port = int(_number(environment, "MASTER_PORT", 0))
     if not 0 < port < 1 << 16:
         raise _mistake(f"MASTER_PORT is {port}, and WORLD_SIZE is {size}")
-    return World(rank, size, local_rank, port, secret, seconds)
+    listener = int(_number(environment, LISTENER, 0)) or None
+    return World(rank, size, local_rank, port, secret, seconds, listener)
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:
