@@ -159,6 +159,17 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
+def end_with(problem: Problem, code: int) -> NoReturn:
+    """Leaves a problem, and ends the process at once, with the children that it has forked."""
+    # Imported here: few processes come to this.
+    import multiprocessing  # noqa: PLC0415
+
+    leave_problem(problem)
+    for child in multiprocessing.active_children():
+        child.kill()
+    end(code)
+
+
 def leave_problem(problem: Problem) -> None:
     """Leaves a problem as ``leave_message`` does."""
     leave_message(problem.model_dump())

@@ -8,7 +8,7 @@ Who may write a file may set back its bytes and its mtime, but not the time of i
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import errno
 import os
 import stat
 import time
@@ -24,20 +24,17 @@ from espalier.plain_file import open_here
 
 # File systems take the time from a clock that ticks every 10 ms at the slowest.
 TICK_SECONDS = 0.02
+# What opening ends with where no plain file stands, or none that may be read. All else, as that no
+# more files may be open or that a server does not answer, tells nothing of the file.
+_NO_FILE = (errno.ELOOP, errno.ENXIO, errno.ENOENT, errno.ENOTDIR, errno.EACCES)
 
 
 class ChangedError(Exception):
-    """A file was changed after it was noted; ``problem`` names it, and is for the user."""
+    """Files may not be what they were noted as; ``problem`` says why, and is for the user."""
 
-    def __init__(self, directory: Path, name: str) -> None:
-        where = f"{name} of {directory.name}" if name != "." else f"the directory {directory.name}"
-        self.problem = Problem(
-            reason="FilesChanged",
-            detail=f"{where} was changed after its bytes were hashed and before they were loaded",
-            remedy="find out who else writes the claim, and stop it; what is started again hashes "
-            "every byte anew",
-        )
-        super().__init__(self.problem.detail)
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
 
 
 class Identity(NamedTuple):
@@ -46,8 +43,8 @@ class Identity(NamedTuple):
     device: int
     inode: int
     size: int
-    written: int
-    changed: int
+    mtime: int
+    ctime: int
 
 
 @dataclass(frozen=True)
@@ -63,19 +60,31 @@ class Noted:
 
     @property
     def strange(self) -> str:
-        """The name of something without identity, which who hashes refuses; empty without such."""
-        return next((name for name, identity in self.identities.items() if identity is None), "")
+        """What has no identity, as a sentence; empty without such.
+
+        Who hashes refuses it: behind a link others may change what they like, and unseen.
+        """
+        name = next((name for name, identity in self.identities.items() if identity is None), "")
+        return name and f"{_called(self.directory, name)} is a link, or no plain file"
 
     def check(self) -> None:
-        """Raises ChangedError unless everything is as it was, nothing more and nothing less.
+        """Raises ChangedError unless everything is as it was, nothing more and nothing less."""
+        try:
+            now, _ = _look(self.directory)
+        except OSError as error:
+            raise ChangedError(_unseen(self.directory, error)) from error
+        if differing := {name for name, _ in self.identities.items() ^ now.items()}:
+            name = min(differing)
+            how = _how(self.identities.get(name), now.get(name))
+            raise ChangedError(_changed(_called(self.directory, name), how))
 
-        What had no identity counts as changed.
-        """
-        now, _ = _look(self.directory)
-        for name in sorted(self.identities.keys() | now.keys()):
-            then = self.identities.get(name)
-            if then is None or then != now.get(name):
-                raise ChangedError(self.directory, name)
+    def stands(self) -> bool:
+        """Whether ``check`` raises nothing."""
+        try:
+            self.check()
+        except ChangedError:
+            return False
+        return True
 
 
 def note(directory: Path) -> Noted:
@@ -83,6 +92,9 @@ def note(directory: Path) -> Noted:
 
     That holds where the file system tells of every change, as those of a node's disks and of file
     servers do; tmpfs does not tell of what is written through mapped memory.
+
+    Raises:
+        OSError: the directory cannot be looked at now.
     """
     identities, files = _look(directory)
     # What changes from now on has a later time than what was noted.
@@ -103,10 +115,37 @@ def end_if_changed(noted: Noted) -> None:
     try:
         noted.check()
     except ChangedError as error:
-        process.leave_problem(error.problem)
-        for child in multiprocessing.active_children():
-            child.kill()
-        process.end(FAULT)
+        process.end_with(error.problem, FAULT)
+
+
+def _called(directory: Path, name: str) -> str:
+    return f"{name} of {directory.name}" if name != "." else f"the directory {directory.name}"
+
+
+def _changed(what: str, how: str) -> Problem:
+    return Problem(
+        reason="FilesChanged",
+        detail=f"{what} was changed after its bytes were hashed and before they were loaded "
+        f"({how})",
+        remedy="find out who else writes the claim, and stop it; what is started again hashes "
+        "every byte anew",
+    )
+
+
+def _unseen(directory: Path, error: OSError) -> Problem:
+    return Problem(
+        reason="FilesUnreadable",
+        detail=f"whether {directory.name} was changed while it was loaded cannot be seen: {error}",
+        remedy="check node and storage; what is started again hashes every byte anew",
+    )
+
+
+def _how(then: Identity | None, now: Identity | None) -> str:
+    """What differs: where it is the inode or the ctime alone, the file system may not keep them."""
+    if then is None or now is None:
+        return "it came or went"
+    fields = [name for name in Identity._fields if getattr(then, name) != getattr(now, name)]
+    return f"another {', '.join(fields)}"
 
 
 def _look(directory: Path) -> tuple[dict[str, Identity | None], tuple[str, ...]]:
@@ -124,8 +163,10 @@ def _identity(path: Path) -> Identity | None:
     """By opening it: a file server is then asked how it is now."""
     try:
         descriptor = open_here(str(path), os.O_RDONLY)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
     try:
         found = os.fstat(descriptor)
     finally:

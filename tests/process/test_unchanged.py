@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,35 +95,96 @@ def test_what_was_changed_after_it_was_noted_is_named(base: Path, name: str) -> 
     assert seen.value.problem.detail.startswith(f"{named} was changed after ")
 
 
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        (lambda file: file.chmod(0o600), "(another ctime)"),
+        (lambda file: os.utime(file, ns=(1, 1)), "(another mtime, ctime)"),
+        (lambda file: overwrite(file, bytes(8000)), "(another size, mtime, ctime)"),
+    ],
+)
+def test_what_differs_is_told(base: Path, change: Callable[[Path], object], how: str) -> None:
+    """A ctime or an inode alone may be a backup, or a file system that keeps none."""
+    noted = note(base)
+    change(base / WEIGHTS)
+    with pytest.raises(ChangedError) as seen:
+        noted.check()
+    assert seen.value.problem.detail.endswith(how)
+
+
+def test_what_is_only_read_is_unchanged(base: Path) -> None:
+    noted = note(base)
+    for file in (base / name for name in noted.files):
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as held:
+            assert subprocess.check_output(["cat", file]) == held[:] == file.read_bytes()
+    noted.check()
+    assert noted.stands()
+
+
+def test_what_cannot_be_looked_at_is_not_called_changed(base: Path) -> None:
+    noted = note(base)
+    opened: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+        with suppress(OSError):
+            while True:
+                opened.append(os.open(base, os.O_RDONLY))
+        with pytest.raises(ChangedError) as seen:
+            noted.check()
+        with pytest.raises(OSError, match="Too many open files"):
+            note(base)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert seen.value.problem.reason == "FilesUnreadable"
+    assert "Too many open files" in seen.value.problem.detail
+    noted.check()
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A directory that is no tmpfs, as ``/tmp`` may be: that does not tell of mapped memory."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        yield Path(directory)
+
+
 def test_so_is_what_is_written_through_memory_that_was_mapped_and_changed_before(
-    base: Path,
+    on_disk: Path,
 ) -> None:
     """The kernel notes the first such change alone, until what was changed is on the disk."""
-    with (base / WEIGHTS).open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
-        earlier = note(base)
+    (on_disk / WEIGHTS).write_bytes(b"weights" * 1000)
+    with (on_disk / WEIGHTS).open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        earlier = note(on_disk)
         mapped[0] = 1
-        try:
-            earlier.check()
-        except ChangedError:
-            pass
-        else:
-            pytest.skip("the file system of this directory never notes it")
-        noted = note(base)
+        assert not earlier.stands()
+        noted = note(on_disk)
         mapped[1] = 2
         with pytest.raises(ChangedError):
             noted.check()
 
 
 @pytest.mark.parametrize("stranger", ["link", "pipe"])
-def test_what_is_no_file_is_never_called_unchanged(base: Path, stranger: str) -> None:
-    """Behind a link others may change what they like. Nobody who writes a pipe is waited for."""
+def test_what_is_no_file_is_told_to_who_hashes_and_is_no_change(base: Path, stranger: str) -> None:
+    """Nobody who writes a pipe is waited for."""
     if stranger == "link":
         (base / "config.json").symlink_to(base.parent / "elsewhere.json")
         (base.parent / "elsewhere.json").write_text("{}")
     else:
         os.mkfifo(base / "config.json")
-    with pytest.raises(ChangedError, match=r"config\.json"):
-        note(base).check()
+    noted = note(base)
+    assert noted.strange == "config.json of sha256-base is a link, or no plain file"
+    noted.check()
+    (base / "config.json").rename(base.parent / "aside")
+    assert not noted.stands()
+
+
+def test_a_directory_that_is_not_there_is_no_change_until_it_is(tmp_path: Path) -> None:
+    noted = note(tmp_path / "sha256-base")
+    noted.check()
+    (tmp_path / "sha256-base").mkdir()
+    assert not noted.stands()
 
 
 LOADS = """

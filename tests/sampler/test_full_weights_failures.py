@@ -5,6 +5,9 @@ What is asked for was verified before, so no real file makes vLLM fail here: the
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +16,13 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 from tests.sampler import tiny
+from tests.trainer.forking import in_a_fork
 from vllm.entrypoints.openai.models.protocol import BaseModelPath
 from vllm.exceptions import GracefulHTTPError
 
+from espalier.api.exit_codes import FAULT
 from espalier.core.volume import base_directory
+from espalier.sampler.control_route import ControlRoutes
 from espalier.sampler.full_weights.gate import WeightsGate
 from espalier.sampler.full_weights.serving import FullServing
 from espalier.sampler.full_weights.store import FullStore
@@ -72,8 +78,8 @@ def serving(tmp_path: Path) -> Callable[[Engine], tuple[FullServing, Any, list[s
     def make(engine: Engine) -> tuple[FullServing, Any, list[str]]:
         models = SimpleNamespace(base_model_paths=[BaseModelPath("base", "")], lora_resolvers=[])
         state = SimpleNamespace(engine_client=engine, openai_serving_models=models)
-        verified = verify_base(base_directory(tmp_path, base))
-        store = FullStore(tmp_path, base, verified=verified, tied=True)
+        noted = verify_base(base_directory(tmp_path, base))
+        store = FullStore(tmp_path, base, noted=noted, tied=True)
         subject = FullServing(state, store, WeightsGate(nothing))
         return subject, models, [f"tiny@{digest[7:19]}" for digest in digests]
 
@@ -126,6 +132,46 @@ class Writer:
                 file.write_bytes(file.read_bytes())
 
 
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda base: (base / "model.safetensors").write_bytes(b"others"), "FilesChanged"),
+        (lambda base: base.rename(base.with_name("aside")), "FilesChanged"),
+        (lambda base: None, "StartFailed"),
+    ],
+    ids=["altered", "gone", "as it was"],
+)
+def test_a_server_that_cannot_be_made_ready_ends_and_says_why(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Path], object],
+    reason: str,
+) -> None:
+    """What its lifespan raises, uvicorn takes for one that is not there, and listens.
+
+    This one's vLLM has next to nothing that a server is made ready with.
+    """
+    serving(Engine())
+    (base,) = (tmp_path / "bases").iterdir()
+    left = tmp_path / "termination-log"
+    left.touch()
+    monkeypatch.setenv("ESPALIER_TERMINATION_LOG", str(left))
+    configuration = SimpleNamespace(
+        volume=tmp_path, base=base.name.replace("-", ":"), adapter_type="Full"
+    )
+    state = SimpleNamespace(args=SimpleNamespace(espalier_base=verify_base(base)))
+    scope = {"type": "lifespan", "app": SimpleNamespace(state=state)}
+
+    def start() -> None:
+        spoil(base)
+        routes = ControlRoutes(nothing, configuration)  # type: ignore[arg-type]
+        asyncio.run(routes(scope, nothing, nothing))  # type: ignore[arg-type]
+
+    assert in_a_fork(start) == FAULT
+    assert json.loads(left.read_text())["reason"] == reason
+
+
 async def test_weights_that_were_changed_while_they_were_loaded_are_not_served(
     serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
 ) -> None:
@@ -139,6 +185,27 @@ async def test_weights_that_were_changed_while_they_were_loaded_are_not_served(
     await subject.check_health()
     engine.meanwhile = Writer()
     assert (await subject.serve([b])).adapters == [b]
+
+
+async def test_a_checkpoint_that_is_gone_once_it_was_loaded_leaves_the_weights_before_served(
+    serving: Callable[[Engine], tuple[FullServing, Any, list[str]]],
+) -> None:
+    engine = Engine()
+    subject, models, (a, b) = serving(engine)
+    await subject.serve([a])
+    engine.meanwhile = Remover(f"sha256-{b.partition('@')[2]}")
+    with pytest.raises(ServeError, match=f"{a} stays served"):
+        await subject.serve([b])
+    assert (engine.paused, [path.name for path in models.base_model_paths]) == (False, [a])
+
+
+class Remover(Writer):
+    """Another process, which removes what is loaded."""
+
+    def __call__(self, files: list[str]) -> None:
+        directory = Path(files[0]).parent
+        if directory.name.startswith(self._directories):
+            shutil.rmtree(directory)
 
 
 async def test_weights_before_are_not_gone_back_to_where_they_were_changed_since(

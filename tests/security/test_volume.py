@@ -22,7 +22,7 @@ from espalier.core.volume import checkpoints_of, digest_of
 from espalier.local.manifests import ManifestError, read
 from espalier.sampler.verified_files import StoreError
 from espalier.sampler.verified_store import verify_base
-from espalier.trainer.__main__ import make_policy
+from espalier.trainer.__main__ import make_engine
 from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.this_rank import read_world
 from espalier.trainer.settings import read_settings
@@ -81,9 +81,8 @@ def test_a_trainer_does_not_start_on_a_base_that_was_changed_at_equal_size(
     volume = tiny.Volume(tmp_path / "weights", base)
     flip(volume.path / "bases" / volume.base.replace(":", "-") / "model.safetensors")
     settings = read_settings(environment(volume))
-    store = CheckpointStore(settings.volume, settings.model)
     with pytest.raises(UserMistakeError, match=r"model\.safetensors") as refused:
-        make_policy(settings, store, read_world({}))
+        make_engine(settings, read_world({}), lambda _: None)
     assert refused.value.problem.reason == "BaseUnreadable"
 
 

@@ -22,10 +22,12 @@ from espalier.core.volume import base_directory, checkpoints_of
 from espalier.trainer import __main__ as trainer
 from espalier.trainer.compute.adamw import Proposal
 from espalier.trainer.compute.compute import LocalCompute
+from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.engine import Engine
 from espalier.trainer.engine.state import TrainingState
 from espalier.trainer.jobs import export
 from espalier.trainer.policy.policy import Policy
+from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.ranks.this_rank import read_world
 from espalier.trainer.settings import read_settings
 from espalier.trainer.volume.checkpoint_store import CheckpointStore
@@ -102,6 +104,31 @@ def test_a_trainer_does_not_start_on_a_base_that_was_altered_while_it_was_loaded
         assert (code, left.read_text()) == (0, "")
 
 
+@pytest.mark.parametrize("damage", ["a link", "a byte", "no base"])
+def test_a_base_that_is_damaged_and_stays_so_is_the_users_to_mend(
+    volume: Volume, tmp_path: Path, damage: str
+) -> None:
+    """Told as a change it would be started again for ever."""
+    settings = read_settings(environment(volume, ADAPTER))
+    config = base_file(volume, "config.json")
+    told = tmp_path / "told"
+
+    def start() -> None:
+        if damage == "a link":
+            config.rename(tmp_path / "config.json")
+            config.symlink_to(tmp_path / "config.json")
+        elif damage == "a byte":
+            overwrite(base_file(volume))
+        else:
+            config.parent.rename(tmp_path / "aside")
+        try:
+            trainer.make_engine(settings, read_world({}), lambda _: None)
+        except UserMistakeError as error:
+            told.write_text(error.problem.reason)
+
+    assert (in_a_fork(start), told.read_text()) == (0, "BaseUnreadable")
+
+
 class Altering(LocalCompute):
     """A compute during whose reads and writes another process alters a file, and puts it back."""
 
@@ -173,10 +200,6 @@ def back_to_the_base(engine: Engine) -> None:
     engine.assign(tiny.assignment(2))
 
 
-def step_again(engine: Engine) -> None:
-    step(engine, 2)
-
-
 Case = tuple[Adapter, str, bool, Callable[[Engine], None]]
 CASES: dict[str, Case] = {
     "weights of an adapter": (ADAPTER, "adapter_model.safetensors", True, stand_again),
@@ -186,7 +209,6 @@ CASES: dict[str, Case] = {
     "full moments": (FULL, "optimizer/moments.safetensors", True, stand_again),
     "a reference": (ADAPTER, "adapter_model.safetensors", True, refer),
     "full weights of the base": (FULL, WEIGHTS, False, back_to_the_base),
-    "the tokenizer of a full checkpoint": (FULL, "tokenizer.json", False, step_again),
 }
 
 
@@ -211,6 +233,68 @@ def test_a_trainer_ends_where_it_has_read_files_that_were_altered_meanwhile(
             act(engine)
     finally:
         engine.state.log.close()
+
+
+def touch(directory: Path) -> None:
+    """As a backup or a chmod does: no byte is another, each ctime is."""
+    for file in [directory, *directory.rglob("*")]:
+        file.chmod(file.stat().st_mode)
+
+
+@pytest.mark.parametrize("act", [refer, back_to_the_base])
+def test_what_was_only_touched_since_it_was_hashed_ends_no_trainer(
+    volume: Volume, act: Callable[[Engine], None]
+) -> None:
+    """It is hashed again before it is read again."""
+    engine, _ = engine_of(volume, ADAPTER if act is refer else FULL)
+    act(engine)
+    directory = checkpoint_file(engine, volume, "") if act is refer else base_file(volume, "")
+
+    def work() -> None:
+        touch(directory)
+        if act is refer:
+            refer_again(engine)
+        else:
+            engine.assign(tiny.assignment(3))
+
+    try:
+        assert in_a_fork(work) == 0
+    finally:
+        engine.state.log.close()
+
+
+def refer_again(engine: Engine) -> None:
+    asked = tiny.forward(reference=engine.state.position.name)
+    tiny.send(engine, "forward", asked, ("s", 3))
+
+
+def test_a_full_checkpoint_has_the_tokenizer_that_was_hashed_whatever_became_of_the_base(
+    volume: Volume,
+) -> None:
+    before = base_file(volume, "tokenizer.json").read_bytes()
+    engine, _ = engine_of(volume, FULL)
+
+    def work() -> None:
+        for file in base_file(volume, "").glob("*.json"):
+            overwrite(file)
+        step(engine, 2)
+        assert checkpoint_file(engine, volume, "tokenizer.json").read_bytes() == before
+
+    try:
+        assert in_a_fork(work) == 0
+    finally:
+        engine.state.log.close()
+
+
+@pytest.mark.parametrize(("spoil", "spells"), [(touch, True), (overwrite, False)])
+def test_text_is_spelt_by_the_tokenizer_that_was_hashed_or_not_at_all(
+    volume: Volume, spoil: Callable[[Path], None], spells: bool
+) -> None:
+    """It is loaded when it is first needed, maybe days later."""
+    detokenizer = Detokenizer(CheckpointStore(volume.path, MODEL), volume.base)
+    file = base_file(volume, "tokenizer.json")
+    spoil(file.parent if spoil is touch else file)
+    assert (detokenizer.text([5], special=True) is not None) is spells
 
 
 def held(compute: LocalCompute) -> dict[str, Tensor]:

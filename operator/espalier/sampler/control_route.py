@@ -19,6 +19,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.logger import init_logger
 
+from espalier import process
+from espalier.api.exit_codes import FAULT
 from espalier.api.wire.headers import CALLER
 from espalier.api.wire.problem import Problem
 from espalier.api.wire.rollout_control import KEPT_ROLLOUTS, ServeRequest
@@ -30,6 +32,7 @@ from espalier.sampler.full_weights.store import FullStore
 from espalier.sampler.kept_rollouts import KeptRollouts
 from espalier.sampler.lora_adapters import AdapterServing
 from espalier.sampler.served import ServeError, Serving
+from espalier.sampler.verified_files import StoreError
 from espalier.sampler.verified_store import VerifiedCheckpoints
 from espalier.telemetry import asgi, spans
 from espalier.telemetry.settings import spans_endpoint
@@ -77,24 +80,45 @@ class ControlRoutes:
         return self._gate if self._gate and scope["path"] in COMPLETIONS else self._app
 
     async def _start(self, state: Any) -> None:
-        """Makes ready to be told what to serve; no route answers before. Ends on a changed base."""
+        """Makes ready to be told what to serve; no route answers before.
+
+        Ends the process where that fails, or the base was changed: a server goes on to listen
+        where a lifespan raises.
+        """
+        # vLLM has loaded it by now. Where it is another one, that is what is told.
+        end_if_changed(state.args.espalier_base)
+        try:
+            serving = await self._prepared(state)
+        except StoreError as error:
+            process.end_with(error.problem, FAULT)
+        except Exception as error:
+            logger.exception("the server cannot be made ready")
+            problem = Problem(
+                reason="StartFailed",
+                detail=f"the server cannot be made ready: {type(error).__name__}: {error}",
+                remedy="see the sampler's log; the kubelet restarts it",
+            )
+            process.end_with(problem, FAULT)
+        # Nor has anything read other bytes meanwhile.
+        end_if_changed(state.args.espalier_base)
+        self._serving = serving
+
+    async def _prepared(self, state: Any) -> Serving:
         serving = self._started(state)
         chat_checks.install(state.openai_serving_chat, continuation.FIELDS)
         chat_checks.install_plain(state.openai_serving_completion)
         continuation.install(state.openai_serving_chat)
         turns.install(state.engine_client)
         await serving.warm_up()
-        # By now vLLM has read all that it ever reads of the base.
-        end_if_changed(state.args.espalier_base)
-        self._serving = serving
+        return serving
 
     def _started(self, state: Any) -> Serving:
         if self._gate is None:
             return AdapterServing(state)
         config = state.vllm_config.model_config.hf_text_config
         tied = bool(getattr(config, "tie_word_embeddings", False))
-        of, verified = self._configuration, state.args.espalier_base
-        store = FullStore(of.volume, of.base, verified=verified, tied=tied)
+        of, noted = self._configuration, state.args.espalier_base
+        store = FullStore(of.volume, of.base, noted=noted, tied=tied)
         return FullServing(state, store, self._gate)
 
     def _live(self) -> Serving:

@@ -68,4 +68,6 @@ def _needs(requests: Iterable[Any]) -> Iterator[Need]:
 
 
 def _caller(request: Any) -> str:
-    return str(request.sampling_params.extra_args[CALLER_ARGUMENT])
+    """Who sent it; empty for a request that did not pass ``turns``, as one that pools."""
+    told = getattr(request.sampling_params, "extra_args", None) or {}
+    return str(told.get(CALLER_ARGUMENT, ""))

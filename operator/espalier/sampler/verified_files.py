@@ -12,7 +12,7 @@ from typing import Any
 
 from espalier.api.wire.problem import Problem
 from espalier.core.volume import MANIFEST, canonical_json, digest_of, directory_name, sha256_of
-from espalier.unchanged import Noted
+from espalier.unchanged import Noted, note
 
 _COPIED_AT_ONCE = 1 << 20
 
@@ -53,12 +53,22 @@ def read_manifest(directory: Path, kind: str) -> dict[str, Any]:
     return manifest
 
 
+def noted_before(directory: Path) -> Noted:
+    """What a directory is noted as before it is hashed; raises StoreError where that fails."""
+    try:
+        return note(directory)
+    except OSError as error:
+        raise StoreError(
+            "Unreadable", f"{directory.name}: {error}", "check node and storage"
+        ) from error
+
+
 def refuse_strange(noted: Noted) -> None:
     """Raise StoreError where a link, or what else is no file, stands among files."""
     if noted.strange:
         raise StoreError(
             "Unreadable",
-            f"{noted.strange} of {noted.directory.name} is a link, or no plain file",
+            noted.strange,
             "restore the file from a copy, or delete the directory and import or train it again",
         )
 

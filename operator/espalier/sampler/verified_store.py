@@ -22,8 +22,14 @@ from espalier.core.volume import (
     is_digest,
     unlisted,
 )
-from espalier.sampler.verified_files import StoreError, read_manifest, refuse_strange, verify_file
-from espalier.unchanged import Noted, note
+from espalier.sampler.verified_files import (
+    StoreError,
+    noted_before,
+    read_manifest,
+    refuse_strange,
+    verify_file,
+)
+from espalier.unchanged import Noted
 
 ADAPTER_NAME = re.compile(
     r"(?P<slug>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
@@ -175,7 +181,7 @@ def verify_base(directory: Path) -> Noted:
             f"{directory.name} is not on the volume",
             "wait for the import of the base, or mount the volume that holds it",
         )
-    noted = note(directory)
+    noted = noted_before(directory)
     manifest = read_manifest(directory, "base")
     files = manifest.get("files", {})
     for name, entry in files.items():

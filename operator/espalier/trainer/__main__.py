@@ -19,7 +19,8 @@ import argparse
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
@@ -40,7 +41,7 @@ from espalier.trainer.ranks import meeting
 from espalier.trainer.ranks.control import RankLostError
 from espalier.trainer.ranks.this_rank import World, read_world
 from espalier.trainer.settings import TrainerSettings, read_settings
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
 from espalier.trainer.volume.command_log import CommandLog
 from espalier.trainer.volume.lock import LogBusyError
 from espalier.unchanged import end_if_changed, note
@@ -50,16 +51,19 @@ logger = logging.getLogger("espalier.trainer")
 SHUTDOWN_SECONDS = 20.0
 
 
-def make_policy(settings: TrainerSettings, store: CheckpointStore, world: World) -> Policy:
-    """The verified base with its adapter, on this rank's device."""
+@contextmanager
+def base_readable() -> Iterator[None]:
+    """Raises UserMistakeError where the base is damaged."""
     try:
-        # Loading reads every byte once more, so hashing costs less than it reads. Rank 0
-        # ends every other rank when it does not pass.
-        base = (store.verify if world.rank == 0 else store.open)("base", settings.base)
+        yield
     except DigestError as error:
         raise UserMistakeError(
             "BaseUnreadable", str(error), "delete the importer Job so that the base is copied again"
         ) from error
+
+
+def make_policy(settings: TrainerSettings, base: Stored, world: World) -> Policy:
+    """The base with its adapter, on this rank's device."""
     policy = load_policy(base.path, settings.adapter, settings.dtype, world.size)
     if policy.warning is not None:
         warning = policy.warning
@@ -76,17 +80,25 @@ def make_engine(
     meeting.choose_device(world)
     gpu_memory.tell()
     # Before any rank reads it, and looked at again once all have.
-    base = note(base_directory(settings.volume, settings.base))
+    noted = note(base_directory(settings.volume, settings.base))
     control = meeting.meet(world)
     try:
-        policy = make_policy(settings, store, world)
-        compute = meeting.lead(policy, control)
-        state = TrainingState(
-            model=settings.model, base=settings.base, compute=compute, store=store, log=log
-        )
+        with base_readable():
+            # Loading reads every byte once more, so hashing costs less than it reads. Where it
+            # does not pass, this rank ends all others.
+            base = store.verify("base", settings.base, noted=noted)
+        compute = meeting.lead(make_policy(settings, base, world), control)
     finally:
         # Also where it cannot be loaded: that may be no mistake of the user's.
-        end_if_changed(base)
+        end_if_changed(noted)
+    state = TrainingState(
+        model=settings.model,
+        base=settings.base,
+        compute=compute,
+        store=store,
+        log=log,
+        verified=base,
+    )
     return Engine(state, publish)
 
 
@@ -96,7 +108,9 @@ def follow(settings: TrainerSettings, world: World) -> None:
     meeting.choose_device(world)
     control = meeting.meet(world)
     assert control is not None, "a rank above 0 is not alone"
-    meeting.follow(make_policy(settings, store, world), control)
+    with base_readable():
+        base = store.open("base", settings.base)
+    meeting.follow(make_policy(settings, base, world), control)
 
 
 def record_spans(settings: TrainerSettings, world: World) -> None:

@@ -51,7 +51,7 @@ class FullServing(Serving):
         self._store = store
         self._gate = gate
         self._lock = asyncio.Lock()
-        self._loaded = store.resolve(names.BASE)
+        self._loaded = store.base()
         self._broken = ""
 
     @property
@@ -146,7 +146,7 @@ class FullServing(Serving):
         try:
             await asyncio.to_thread(weights.noted.check)
         except ChangedError as error:
-            return f"{error.problem.text} (FilesChanged)"
+            return f"{error.problem.text} ({error.problem.reason})"
         return ""
 
     async def _restore(self, problem: str) -> NoReturn:

@@ -15,9 +15,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from espalier.core import names
-from espalier.sampler.verified_files import StoreError, read_manifest, refuse_strange, verify_file
+from espalier.sampler.verified_files import (
+    StoreError,
+    noted_before,
+    read_manifest,
+    refuse_strange,
+    verify_file,
+)
 from espalier.sampler.verified_store import VerifiedCheckpoints, verify_base
-from espalier.unchanged import ChangedError, Noted, note
+from espalier.unchanged import Noted
 
 INDEX = "model.safetensors.index.json"
 # Files may omit a weight that is tied to another one, and tables that are computed.
@@ -40,14 +46,14 @@ class Weights:
 
 
 class FullStore(VerifiedCheckpoints):
-    """Sets of full weights of one base, which was ``verified`` at the start.
+    """Sets of full weights of one base, ``noted`` before it was hashed at the start.
 
     ``tied``: its head is its embedding.
     """
 
-    def __init__(self, volume: Path, base: str, *, verified: Noted, tied: bool) -> None:
+    def __init__(self, volume: Path, base: str, *, noted: Noted, tied: bool) -> None:
         super().__init__(volume, base)
-        self._verified = verified
+        self._noted = noted
         self._tied = tied
 
     def resolve(self, name: str) -> Weights:
@@ -57,7 +63,9 @@ class FullStore(VerifiedCheckpoints):
         at the start (``verify_base``), and are again where somebody touched them since.
         """
         if name == names.BASE:
-            return self._weights_of_base()
+            if not self._noted.stands():
+                self._noted = verify_base(self._noted.directory)
+            return self.base()
         directory, manifest = self.open(name)
         if manifest.get("adapter_type") != "Full":
             raise StoreError(
@@ -65,7 +73,7 @@ class FullStore(VerifiedCheckpoints):
                 f"{name} is a checkpoint of adapter type LoRA, this server serves full weights",
                 "name a checkpoint of a model whose spec.adapter.type is Full",
             )
-        noted = note(directory)
+        noted = noted_before(directory)
         listed = _weight_files(directory, manifest)
         for file in listed:
             verify_file(directory, file, manifest)
@@ -74,15 +82,12 @@ class FullStore(VerifiedCheckpoints):
         self._check_fit(name, files)
         return Weights(name, files, noted)
 
-    def _weights_of_base(self) -> Weights:
-        try:
-            self._verified.check()
-        except ChangedError:
-            self._verified = verify_base(self._verified.directory)
-        return Weights(names.BASE, self._files_of_base(), self._verified)
+    def base(self) -> Weights:
+        """The base's weights as they were last hashed; who loads them again calls ``resolve``."""
+        return Weights(names.BASE, self._files_of_base(), self._noted)
 
     def _files_of_base(self) -> tuple[Path, ...]:
-        directory = self._verified.directory
+        directory = self._noted.directory
         manifest = read_manifest(directory, "base")
         return tuple(directory / file for file in _weight_files(directory, manifest))
 

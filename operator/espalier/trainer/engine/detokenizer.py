@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import tempfile
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from espalier.core.volume import base_directory
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError
-from espalier.unchanged import end_if_changed, note
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,6 @@ class Detokenizer:
 
     def __init__(self, store: CheckpointStore, base: str) -> None:
         self._store, self._base = store, base
-        self._noted = note(base_directory(store.root, base))
         # At most the vocabulary, of which a run uses a small part.
         self._spelt: dict[int, str] = {}
 
@@ -49,12 +49,26 @@ class Detokenizer:
     @cached_property
     def _tokenizer(self) -> Any:
         try:
-            path = self._store.open("base", self._base).path
-            loaded = AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+            with tempfile.TemporaryDirectory() as copy:
+                _copy(self._store.open("base", self._base), Path(copy))
+                return AutoTokenizer.from_pretrained(
+                    copy, local_files_only=True, trust_remote_code=False
+                )
         except (OSError, ValueError, DigestError) as error:
             logger.warning("no tokenizer, so rollouts are kept without text: %s", error)
             return None
-        end_if_changed(self._noted)
-        return loaded
+
+
+def _copy(base: Stored, directory: Path) -> None:
+    """Copies what is no weight, each file read once and hashed; raises DigestError.
+
+    The base was verified when the process started, which may be days ago.
+    """
+    for name, entry in base.manifest["files"].items():
+        if Path(name).match("*.safetensors"):
+            continue
+        content = (base.path / name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise DigestError(f"{name} of base {base.digest} was altered")
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)

@@ -121,7 +121,7 @@ def gradient_command(
     """A new gradient command, or with its ``cuts`` a logged one.
 
     ``referred`` are the reference's log-probs, where the log has them: the reference may be gone.
-    ``find`` gives the directory of a checkpoint by its name. Raises 422, 404 or 413 before anything
+    ``find`` gives a verified checkpoint by its name. Raises 422, 404 or 413 before anything
     is computed.
     """
     if isinstance(request, BackwardRequest):

@@ -12,7 +12,7 @@ from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored, Ve
 class References:
     """The checkpoints on a volume that a model of this base and adapter can be compared with.
 
-    It remembers those that it has verified: they never change.
+    It remembers those that it has verified, and verifies again what somebody touched since.
     """
 
     def __init__(self, store: CheckpointStore, base: str, adapter: Adapter) -> None:
@@ -29,7 +29,7 @@ class References:
                 another adapter.
         """
         known = self._verified.get(name)
-        if known is None or not self._store.has("checkpoint", known.digest):
+        if known is None or not known.noted.stands():
             found = self._named(name)
             known = checkpoint_files.read(
                 self._store, found.digest, self._base, self._adapter

@@ -27,7 +27,7 @@ from espalier.trainer.engine.commands import Answer, Command
 from espalier.trainer.engine.detokenizer import Detokenizer
 from espalier.trainer.engine.references import References
 from espalier.trainer.problems import CommandError
-from espalier.trainer.volume.checkpoint_store import CheckpointStore, Stored
+from espalier.trainer.volume.checkpoint_store import CheckpointStore, DigestError, Stored, Verified
 from espalier.trainer.volume.command_log import Assigned, CommandLog, Loaded, Record
 from espalier.trainer.volume.inbox import Queued
 from espalier.trainer.volume.trace_store import Traces
@@ -67,12 +67,20 @@ class TrainingState:
         held: why no command is taken until an assignment is: the volume lacks what the trainer
             must stand on. None where it stands.
         lost: what the log has and a restart could not restore; None without such.
+        verified: the base as it was last hashed; None before, in a process that did not at start.
         confirmed: whether an assignment has been met since this process began. Until then the log
             may be of an earlier time, and its assignment long over.
     """
 
     def __init__(
-        self, *, model: str, base: str, compute: Compute, store: CheckpointStore, log: CommandLog
+        self,
+        *,
+        model: str,
+        base: str,
+        compute: Compute,
+        store: CheckpointStore,
+        log: CommandLog,
+        verified: Verified | None = None,
     ) -> None:
         self.model = model
         self.base = base
@@ -90,6 +98,7 @@ class TrainingState:
         self.problem: Problem | None = None
         self.held: Problem | None = None
         self.lost: Lost | None = None
+        self.verified = verified
         self.confirmed = False
 
     @property
@@ -186,7 +195,7 @@ class TrainingState:
     ) -> None:
         """Loads a checkpoint's weights and Adam state (None: the base's); drops gradients."""
         if content is None:
-            self.compute.reset()
+            self._reset()
         else:
             self._load(content, keep=optimizer_state == "Keep")
         self.position = position
@@ -220,6 +229,23 @@ class TrainingState:
         """Loads a checkpoint's weights, and its Adam state to ``keep`` or a fresh one."""
         self.compute.load(content.stored.path, content.state.optimizer_steps if keep else None)
         end_if_changed(content.stored.noted)
+
+    def _reset(self) -> None:
+        """Goes back to the base, whose files full training reads again."""
+        if self.compute.adapter.type != "Full":
+            self.compute.reset()
+            return
+        base = self.verified
+        if base is None or not base.noted.stands():
+            try:
+                base = self.verified = self.store.verify("base", self.base)
+            except DigestError:
+                if base is None:
+                    raise
+                # The next start says what is damaged.
+                end_if_changed(base.noted)
+        self.compute.reset()
+        end_if_changed(base.noted)
 
     def begin(self, command: Command | Queued) -> Record:
         """Logs a command that is about to run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from espalier.trainer.problems import UserMistakeError
 from espalier.trainer.volume import tensor_files
 from espalier.trainer.volume.shapes import Shapes, shapes_of, some
 from espalier.trainer.volume.tensor_files import TensorFile, Tensors
-from espalier.unchanged import end_if_changed, note
 
 CONFIG_FILE = "config.json"
 # The files of a base that hold or describe its weights.
@@ -35,15 +33,15 @@ class Full(Trained):
         self.causal_lm: Any = causal_lm
         self.parameters = dict(causal_lm.named_parameters())
         self._base = base
-        # The base is read again long after it was hashed.
-        self._noted = note(base)
         _check(causal_lm, Tensors(base.glob("*.safetensors")).shapes)
+        # Read with the weights, and kept: days later the base may be another one.
+        self._config = json.loads((base / CONFIG_FILE).read_text())
+        self._others = _others(base)
 
     @override
     @contextmanager
     def initial(self) -> Iterator[Mapping[str, Tensor]]:
         yield Tensors(self._base.glob("*.safetensors"))
-        end_if_changed(self._noted)
 
     @override
     def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
@@ -58,17 +56,24 @@ class Full(Trained):
         """Writes configuration, tokenizer and shard index, as any Hugging Face model has."""
         shapes = shapes_of(self.parameters)
         tensor_files.write_index(directory, self.files(shapes), shapes)
-        config = json.loads((self._base / CONFIG_FILE).read_text())
         # Readers convert weights to this dtype, whatever the files hold.
+        dtype = str(next(iter(self.parameters.values())).dtype).removeprefix("torch.")
+        config = {**self._config, "dtype": dtype}
         config.pop("torch_dtype", None)
-        config["dtype"] = str(next(iter(self.parameters.values())).dtype).removeprefix("torch.")
         (directory / CONFIG_FILE).write_text(json.dumps(config, sort_keys=True, indent=1))
-        for source in sorted(path for path in self._base.rglob("*") if path.is_file()):
-            name = source.relative_to(self._base)
-            if not any(name.match(pattern) for pattern in _OF_THE_WEIGHTS):
-                (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, directory / name)
-        end_if_changed(self._noted)
+        for name, content in self._others.items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(content)
+
+
+def _others(base: Path) -> dict[Path, bytes]:
+    """The tokenizer, and whatever else a base has beside its weights and their description."""
+    found = {path.relative_to(base): path for path in sorted(base.rglob("*")) if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if not any(name.match(pattern) for pattern in _OF_THE_WEIGHTS)
+    }
 
 
 def _check(causal_lm: nn.Module, stored: Shapes) -> None:

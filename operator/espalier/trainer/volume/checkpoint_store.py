@@ -33,7 +33,7 @@ from espalier.core.volume import (
 from espalier.trainer.volume.durable_files import STAGING, make_directory, sync, volume_written
 from espalier.trainer.volume.manifests import DigestError, Stored, Verified, model_of, opened
 from espalier.trainer.volume.staged_files import Entry, measured
-from espalier.unchanged import note
+from espalier.unchanged import Noted, note
 
 __all__ = ["CheckpointStore", "DigestError", "Stored", "Verified"]
 
@@ -122,14 +122,19 @@ class CheckpointStore:
         return opened(self._path(kind, digest), kind, digest)
 
     def verify(
-        self, kind: Kind, digest: str, hashed: Callable[[Path], str] | None = None
+        self,
+        kind: Kind,
+        digest: str,
+        hashed: Callable[[Path], str] | None = None,
+        noted: Noted | None = None,
     ) -> Verified:
         """Like ``open``, and checks every byte against its SHA-256; no other file may be there.
 
-        ``hashed`` is the SHA-256 of a file, by another way of reading it.
+        ``hashed`` is the SHA-256 of a file, by another way of reading it; ``noted`` what the
+        directory was noted as, where somebody reads it already. Raises OSError where it fails.
         """
         path = self._path(kind, digest)
-        noted = note(path)
+        noted = noted or note(path)
         stored = opened(path, kind, digest)
         files = stored.manifest["files"]
         if others := volume.unlisted(noted.files, files):
@@ -142,7 +147,7 @@ class CheckpointStore:
                 if found != files[name]["sha256"]:
                     raise DigestError(f"{name} of {kind} {digest} is corrupt")
         if noted.strange:
-            raise DigestError(f"{noted.strange} of {kind} {digest} is a link, or no plain file")
+            raise DigestError(noted.strange)
         return Verified(stored.digest, stored.path, stored.manifest, noted)
 
     def checkpoints(self, model: str = "") -> Iterator[Stored]:
