@@ -12,6 +12,7 @@ import zlib
 from base64 import urlsafe_b64encode
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 from dev.apiserver import ApiServer
 from pydantic_core import to_json
@@ -26,7 +27,7 @@ from espalier.api.meta import API_VERSION
 from espalier.gateway.access.byte_budget import ByteBudget, ByteBudgets
 from espalier.gateway.access.quotas import Limits
 from espalier.gateway.app import SERVER, make_app
-from espalier.gateway.tinker import results, samples
+from espalier.gateway.tinker import kept_results, results, samples
 from espalier.gateway.tinker.futures import Future
 from espalier.gateway.tinker.names import Sampler, Session, TinkerModel
 from espalier.gateway.world.world import NamespacedName
@@ -94,40 +95,120 @@ async def limited(gateway: Gateway, budgets: ByteBudgets) -> None:
 async def test_samples_hold_the_room_of_their_requests_between_two_polls(
     gateway: Gateway, upstream: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samples, "IDLE_SECONDS", 0.5)
     pod = await upstream(hang)
     model = serve(gateway, pod.port)
     bodies = ByteBudget("requests", 100_000)
     await limited(gateway, ByteBudgets(bodies, ByteBudget("answers", 2**20)))
     caller = f"system:serviceaccount:{model.namespace}:trainer"
     # Each is of some 30,000 bytes, in fewer than 1000.
-    reply = await gateway.post(RETRIEVE, {"request_id": sample_of(model, 6000)})
-    assert reply.status == 408
-    assert bodies.taken_by(caller) > 30_000
+    first = {"request_id": sample_of(model, 6000)}
+    assert (await gateway.post(RETRIEVE, first)).status == 408
+    # Once, though another copy was sent to the pod.
+    assert 30_000 < bodies.taken_by(caller) < 31_000
     reply = await gateway.post(RETRIEVE, {"request_id": sample_of(model, 6000, 2)})
     assert (reply.status, (await reply.json())["reason"]) == (429, "TooManyBytes")
     assert len(pod.requests) == 1
     # Nobody asks any more, and its room is free.
-    await asyncio.wait_for(pod.disconnected.wait(), 10)
+    monkeypatch.setattr(samples, "IDLE_SECONDS", 0.0)
+    assert (await gateway.post(RETRIEVE, first)).status == 408
+    await pod.disconnected.wait()
     await bodies.hold().take(bodies.capacity, seconds=10)
 
 
+async def test_a_poll_that_waits_holds_nothing_beside_its_sample(
+    gateway: Gateway, upstream: Start
+) -> None:
+    begun = asyncio.Event()
+
+    async def begin(request: web.Request) -> web.Response:
+        begun.set()
+        return await hang(request)
+
+    model = serve(gateway, (await upstream(begin)).port)
+    bodies = ByteBudget("requests", 100_000)
+    await limited(gateway, ByteBudgets(bodies, ByteBudget("answers", 2**20)))
+    caller = f"system:serviceaccount:{model.namespace}:trainer"
+    # A field that asks for nothing makes it long.
+    poll = {"request_id": sample_of(model, 1), "x" * 20_000: ""}
+    polls = [asyncio.create_task(gateway.post(RETRIEVE, poll))]
+    await begun.wait()
+    assert 0 < bodies.taken_by(caller) < 1000
+    polls.extend(asyncio.create_task(gateway.post(RETRIEVE, poll)) for _ in range(2))
+    assert [(await poll).status for poll in polls] == [408] * 3
+    # Its samples leave room for its polls.
+    more = sample_of(model, 5500, 2)
+    for future in (more, sample_of(model, 5500, 3)):
+        reply = await gateway.post(RETRIEVE, {"request_id": future})
+    assert (reply.status, (await reply.json())["reason"]) == (429, "TooManyBytes")
+    assert (await gateway.post(RETRIEVE, poll)).status == 408
+
+
+@pytest.fixture
+def kept_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One caller has room for one result."""
+    monkeypatch.setattr(kept_results, "KEPT_BYTES", 2 * (kept_results.RESULT_BYTES + 100))
+
+
+@pytest.mark.usefixtures("kept_for_one")
 async def test_a_result_is_kept_for_a_poll_that_is_lost_while_there_is_room_for_it(
     gateway: Gateway, upstream: Start
 ) -> None:
     model = serve(gateway, (pod := await upstream(answers((200, {"choices": [CHOICE]})))).port)
     answered = ByteBudget("answers", 2**20)
     await limited(gateway, ByteBudgets(ByteBudget("requests", 2**20), answered))
-    caller = f"system:serviceaccount:{model.namespace}:trainer"
     first, second = (sample_of(model, 1, number) for number in (1, 2))
     for _ in range(2):
         assert (await gateway.post(RETRIEVE, {"request_id": first})).status == 200
     assert len(pod.requests) == 1
-    assert 0 < answered.taken_by(caller) < 100
-    await answered.hold_of(caller, 100).take(2**19)
     for _ in range(2):
         assert (await gateway.post(RETRIEVE, {"request_id": second})).status == 200
     assert len(pod.requests) == 3
+    # Another caller has room of its own, and no room for answers is taken.
+    for _ in range(2):
+        reply = await gateway.post(RETRIEVE, {"request_id": second}, gateway.users.reader)
+        assert reply.status == 200
+    assert len(pod.requests) == 4
+    await answered.hold().take(answered.capacity)
+
+
+@pytest.mark.usefixtures("kept_for_one")
+async def test_a_result_that_nobody_waits_for_is_kept_if_there_is_room_and_else_sampled_anew(
+    gateway: Gateway, upstream: Start
+) -> None:
+    answered = asyncio.Event()
+
+    async def late(request: web.Request) -> web.Response:
+        await answered.wait()
+        return web.json_response({"choices": [CHOICE]})
+
+    pod = await upstream(late)
+    model = serve(gateway, pod.port)
+    budget = ByteBudget("requests", 2**20)
+    await limited(gateway, ByteBudgets(budget, ByteBudget("answers", 2**20)))
+    futures = [{"request_id": sample_of(model, 1, number)} for number in (1, 2)]
+    for future in futures:
+        assert (await gateway.post(RETRIEVE, future)).status == 408
+    answered.set()
+    # Both have ended.
+    await budget.hold().take(budget.capacity, seconds=10)
+    budget._give(budget.capacity, "")
+    for future in futures:
+        assert (await gateway.post(RETRIEVE, future)).status == 200
+    assert len(pod.requests) == 3
+
+
+async def test_room_of_results_that_nobody_asks_for_any_more_is_given_back(
+    gateway: Gateway, upstream: Start, kept_for_one: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = serve(gateway, (pod := await upstream(answers((200, {"choices": [CHOICE]})))).port)
+    await limited(gateway, ByteBudgets(ByteBudget("requests", 2**20), ByteBudget("answers", 2**20)))
+    first, second = ({"request_id": sample_of(model, 1, number)} for number in (1, 2))
+    monkeypatch.setattr(samples, "IDLE_SECONDS", 0.0)
+    assert (await gateway.post(RETRIEVE, first)).status == 200
+    monkeypatch.setattr(samples, "IDLE_SECONDS", 600.0)
+    for _ in range(2):
+        assert (await gateway.post(RETRIEVE, second)).status == 200
+    assert len(pod.requests) == 2
 
 
 async def test_samples_of_two_callers_are_two_though_they_ask_for_the_same(
@@ -157,3 +238,22 @@ async def test_a_trainer_names_no_checkpoint_of_another_model_as_what_it_saved(
     assert "saves" not in json.loads(apiserver.kubectl(*get)).get("status", {})
     assert (reply.status, told["category"]) == (200, "server")
     assert "says that it saved Checkpoint other-000001, which is of model other" in told["error"]
+
+
+async def test_a_save_of_a_model_that_is_deleted_while_it_waits_has_failed(
+    gateway: Gateway, upstream: Start
+) -> None:
+    async def delete(request: web.Request) -> web.Response:
+        gateway.world.checkpoint(model, "arith-000001", DIGEST)
+        gateway.world.drop("TrainableModel", model.name, model.namespace)
+        return web.json_response({"checkpoint": "arith-000001", "digest": DIGEST})
+
+    model = training(gateway, (await upstream(delete)).port)
+    trained = TinkerModel.new(Session(model.namespace, "0" * 16), 0, model.name)
+    future = Future("save", str(trained), 1, {"type": "save_weights", "path": "best"})
+    reply = await gateway.post(RETRIEVE, {"request_id": str(future)})
+    told = await reply.json()
+    assert (reply.status, told) == (
+        200,
+        {"error": f"model {trained.trained} was deleted", "category": "user"},
+    )

@@ -191,11 +191,13 @@ async def test_reports_of_nothing_take_room_too(gateway: Gateway, upstream: Star
     await served(gateway, upstream)
     gateway.outbox._most = 8 * REQUEST_BYTES
     told = []
-    while len(told) < 10 and "TracesFull" not in told:
+    while len(told) < 10 and "TooManyTraces" not in told:
         job = uuid.UUID(int=len(told))
         reply = await gateway.post(f"/v2/trace/job/{job}/enter", {})
         told.append((await reply.json()).get("reason", "Held"))
-    assert told == ["Held"] * 3 + ["TracesFull"]
+    # By its own half; the room is not full.
+    assert told == ["Held"] * 3 + ["TooManyTraces"]
+    assert reply.status == 429
 
 
 def test_one_caller_leaves_room_for_the_traces_of_others() -> None:
@@ -203,19 +205,20 @@ def test_one_caller_leaves_room_for_the_traces_of_others() -> None:
     box = TraceOutbox(most_bytes=4 * (REQUEST_BYTES + 100))
     greedy, other = User("greedy", ()), User("other", ())
     held = [box.put(greedy, f"t{n}", "/t/samples", bytes(100), model) for n in range(4)]
-    assert held == [True, True, False, False]
+    assert held == ["Held", "Held", "TooMany", "TooMany"]
     # By another of its tokens, or an API key, it is the same caller.
     key = User("greedy", (), api_key="0" * 12)
-    assert not box.put(key, "t", "/t/samples", bytes(100), model)
-    assert box.put(other, "o", "/o/samples", bytes(100), model)
+    assert box.put(key, "t", "/t/samples", bytes(100), model) == "TooMany"
+    puts = [box.put(other, "o", "/o/samples", bytes(100), model) for _ in range(3)]
+    assert puts == ["Held", "Held", "Full"]
 
 
 def test_what_is_held_has_an_end() -> None:
     now = 0.0
     box, user, model = TraceOutbox(lambda: now), User("u", ()), NamespacedName("home", "arith")
-    assert box.put(user, "t", "/t/samples", b"x", model)
+    assert box.put(user, "t", "/t/samples", b"x", model) == "Held"
     # A later report of the trace is of the same model.
-    assert box.put(user, "t", "/t/exit", b"x", None)
+    assert box.put(user, "t", "/t/exit", b"x", None) == "Held"
     assert [item.model for item in box.waiting(model)] == [model, model]
     now = HELD_SECONDS
     assert box.waiting(model) == []
@@ -225,7 +228,7 @@ def test_what_is_held_has_an_end() -> None:
 def test_what_is_for_every_trainer_is_given_to_each_once() -> None:
     box, user = TraceOutbox(), User("u", ())
     first, second = NamespacedName("home", "a"), NamespacedName("home", "b")
-    assert box.put(user, "j", "/job/j/enter", json.dumps({}).encode(), None)
+    assert box.put(user, "j", "/job/j/enter", json.dumps({}).encode(), None) == "Held"
     (item,) = box.waiting(first)
     box.give(item, first)
     assert box.waiting(first) == []

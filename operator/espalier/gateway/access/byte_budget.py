@@ -43,10 +43,6 @@ class ByteBudget:
         hold.owned_by(owner, self.capacity * percent // 100)
         return hold
 
-    def has_room(self, count: int) -> bool:
-        """Whether so many bytes are free."""
-        return count <= self._free
-
     def taken_by(self, owner: str) -> int:
         """The bytes that holds of an owner have."""
         return self._of[owner]
@@ -54,7 +50,7 @@ class ByteBudget:
     async def _take(self, count: int, seconds: float, owner: str) -> None:
         try:
             async with asyncio.timeout(seconds):
-                while not self.has_room(count):
+                while count > self._free:
                     if not seconds:
                         raise TimeoutError
                     await self._freed.wait()
@@ -112,13 +108,6 @@ class Hold:
             )
         await self._budget._take(count, seconds, self._owner)
         self._taken += count
-
-    async def take_if_free(self, count: int) -> bool:
-        """Holds ``count`` bytes more if that is neither too much nor has to be waited for."""
-        if self._is_too_much(count) or not self._budget.has_room(count):
-            return False
-        await self.take(count)
-        return True
 
     @property
     def _of_others(self) -> int:

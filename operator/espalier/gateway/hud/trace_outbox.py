@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from espalier.gateway.access.auth import User
 from espalier.gateway.world.world import NamespacedName
@@ -23,6 +24,8 @@ REQUEST_BYTES = 4096
 # What the requests of one caller may take of it all.
 PERCENT_OF_ONE = 50
 HELD_SECONDS = 24 * 3600.0
+# What becomes of a request: it is held, there is no room, or its caller has taken its share.
+Put = Literal["Held", "Full", "TooMany"]
 
 
 @dataclass(eq=False)
@@ -57,19 +60,21 @@ class TraceOutbox:
 
     def put(
         self, user: User, trace: str, path: str, body: bytes, model: NamespacedName | None
-    ) -> bool:
-        """Holds a request; False where there is no room, or its caller has taken its share."""
+    ) -> Put:
+        """Holds a request, or says why not."""
         self._expire()
         mine = [item for item in self._items if item.user.name == user.name]
         taken, own = _bytes(self._items), _bytes(mine)
         size = REQUEST_BYTES + len(body)
-        if taken + size > self._most or own + size > self._most * PERCENT_OF_ONE // 100:
-            return False
+        if taken + size > self._most:
+            return "Full"
+        if own + size > self._most * PERCENT_OF_ONE // 100:
+            return "TooMany"
         until = self._clock() + HELD_SECONDS
         self._items.append(
             HeldRequest(user, trace, path, body, model or self.model_of(trace), until)
         )
-        return True
+        return "Held"
 
     def model_of(self, trace: str) -> NamespacedName | None:
         """The model that a waiting trace was sampled from, if that is known."""

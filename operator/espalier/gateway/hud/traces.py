@@ -23,8 +23,8 @@ from espalier.gateway.access.byte_budget import ByteBudget
 from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.request_body import read_bytes
 from espalier.gateway.hud.trace_keepers import Keeper, TraceKeepers
-from espalier.gateway.hud.trace_outbox import HeldRequest, TraceOutbox
-from espalier.gateway.problems import RefusalError, not_ready
+from espalier.gateway.hud.trace_outbox import PERCENT_OF_ONE, HeldRequest, Put, TraceOutbox
+from espalier.gateway.problems import RefusalError, not_ready, over
 from espalier.gateway.world.routing import find_model
 from espalier.gateway.world.watch import WorldWatch
 from espalier.gateway.world.world import NamespacedName
@@ -37,6 +37,7 @@ TRACE_KEPT = "Espalier-Trace"
 KEPT, HELD, NOT_KEPT = "Kept", "Held", "NotKept"
 # Seconds between two checks whether a trainer for the waiting traces is running.
 LOOK_SECONDS = 2.0
+_RUN = "Start a run that trains the model: its trainer takes what is held. Then send it again"
 _ID = "{id:[0-9a-fA-F-]{32,36}}"
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class TraceRoutes:
         model = self._reported(_named_model(body), trace)
         may = model is not None and await self._keepers.keeper(user, model) is not None
         if model is not None and may and not await self._catch_up(user, model, trace):
-            return _held(self._hold(user, trace, path, body, model))
+            return _held(user, self._hold(user, trace, path, body, model))
         keepers = await self._keepers.all(user, str(model) if model is not None else "")
         there = [keeper for keeper in keepers if keeper.pod is not None]
         with self._answers.hold() as hold:
@@ -91,7 +92,7 @@ class TraceRoutes:
             if len(there) < len(keepers) and not ended:
                 outcome = self._hold(user, trace, path, body, model)
                 if not kept:
-                    return _held(outcome)
+                    return _held(user, outcome)
             return _best(answers)
 
     def _reported(self, slug: str, trace: str) -> NamespacedName | None:
@@ -146,7 +147,8 @@ class TraceRoutes:
         caught_up = await self._catch_up(keeper.user, keeper.model, trace)
         if keeper.pod is None or not caught_up:
             body = json.dumps(sample).encode()
-            return self._hold(keeper.user, trace, path, body, keeper.model)
+            put = self._hold(keeper.user, trace, path, body, keeper.model)
+            return HELD if put == "Held" else NOT_KEPT
         with self._answers.hold() as hold:
             try:
                 status, _ = await self._keepers.call(
@@ -185,14 +187,14 @@ class TraceRoutes:
 
     def _hold(
         self, user: User, trace: str, path: str, body: bytes, model: NamespacedName | None
-    ) -> str:
+    ) -> Put:
         outbox = self._outbox
-        if not outbox.put(user, _canonical(trace), path, body, model):
-            _log.warning("no more traces are held", extra={"trace": trace})
-            return NOT_KEPT
-        if outbox.task is None or outbox.task.done():
+        put = outbox.put(user, _canonical(trace), path, body, model)
+        if put != "Held":
+            _log.warning("trace not held", extra={"trace": trace, "reason": put})
+        elif outbox.task is None or outbox.task.done():
             outbox.task = asyncio.create_task(self._look(), context=spans.apart())
-        return HELD
+        return put
 
     async def _look(self) -> None:
         """Checks for trainers of the waiting requests until none waits."""
@@ -213,10 +215,17 @@ def trace_of(headers: Mapping[str, str]) -> str:
     return text if re.fullmatch(r"[0-9a-fA-F-]{32,36}", text) else ""
 
 
-def _held(kept: str) -> web.Response:
+def _held(user: User, put: Put) -> web.Response:
     """The answer to a report that no trainer has received yet."""
-    if kept != HELD:
-        raise not_ready("TracesFull", "no trainer is there, and no more traces are held")
+    if put == "Full":
+        raise not_ready("TracesFull", "no trainer is there, and no more traces are held", _RUN)
+    if put == "TooMany":
+        raise over(
+            "TooManyTraces",
+            f"no trainer is there, and no more traces of {user.name} are held: it has "
+            f"{PERCENT_OF_ONE} % of the room for all",
+            _RUN,
+        )
     return web.json_response({}, headers={TRACE_KEPT: HELD})
 
 

@@ -32,8 +32,8 @@ AUDIENCE = "espalier-download"
 # The part of a link's path that is its proof.
 TICKET = "ticket"
 START_SECONDS = 30.0
-# In a path that is not quite that of a link too, such as one with a slash more at its end.
-_PROOF = re.compile(r"/files/[^/]+")
+# Anywhere in a path: one that is not quite that of a link has it too.
+_PROOF = re.compile(r"[\w-]{16,}\.[\w-]{16,}\.[\w-]{16,}")
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=5.0, sock_read=60.0)
 
 
@@ -131,5 +131,5 @@ class DownloadRoutes:
 
 
 def without_proof(path: str) -> str:
-    """A path as a log may have it: that of a link to weights is worth a token."""
-    return _PROOF.sub(f"/files/{{{TICKET}}}", path)
+    """A path as a log may have it: without what looks like a token."""
+    return _PROOF.sub(f"{{{TICKET}}}", path)

@@ -9,6 +9,7 @@ import asyncio
 
 from espalier.gateway.access.audit import Act
 from espalier.gateway.access.auth import Authenticator, User
+from espalier.gateway.access.byte_budget import Hold
 from espalier.gateway.access.pod_faults import refusal_of
 from espalier.gateway.access.rights import SAMPLE, SEE
 from espalier.gateway.problems import RefusalError
@@ -30,7 +31,7 @@ from espalier.gateway.tinker.names import (
 )
 from espalier.gateway.tinker.outcomes import Done, Failed, Outcome, Pending
 from espalier.gateway.tinker.refusals import passes, unknown
-from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples
+from espalier.gateway.tinker.samples import SAMPLE_REFUSED, Samples, key_of
 from espalier.gateway.tinker.save_requests import sees
 from espalier.gateway.tinker.saves import Saves, find, is_made
 from espalier.gateway.world.routing import NotReady
@@ -72,8 +73,34 @@ class Results:
         self._samples = samples
         self._saves = saves
 
+    async def begin(self, user: User, text: str, future: Future, act: Act, held: Hold) -> str:
+        """Begins the sample of a request's id, unless it is; what it is known by from now on.
+
+        Args:
+            user: who asks.
+            text: the id, which has the request and is not needed any more.
+            future: the same, without its request.
+            act: told where it is begun.
+            held: room of the poll, which is given back: the sample has its own.
+        """
+        sampler = Sampler.read(future.subject)
+        if sampler is None:
+            raise unknown("request_id", text)
+        act.of("TrainableModel", sampler.model, after=sampler.ref)
+        await self._auth.require(user, *SAMPLE, sampler.model)
+        key = key_of(user, text)
+        act.told = not self._samples.knows(key)
+        # Nothing from here to the end waits.
+        held.release()
+        if act.told:
+            await self._samples.begin(key, user, sampler, sample_of(text, future, sampler))
+        return key
+
     async def outcome(self, user: User, text: str, future: Future, act: Act) -> Outcome:
-        """What became of it, within HOLD_SECONDS; the act is told where asking does something."""
+        """What became of it, within HOLD_SECONDS; the act is told where asking does something.
+
+        ``text`` is the request's id; of a sample what ``begin`` returned.
+        """
         try:
             return await self._outcome(user, text, future, act)
         except PodFaultError as fault:
@@ -87,7 +114,7 @@ class Results:
                 details = future.details
                 return Failed(str(details.get("error")), str(details.get("category")))
             case "sample":
-                return await self._sample(user, text, future, act, until)
+                return await self._sample(text, until)
             case "create":
                 return await self._created(user, future, until)
             case "train":
@@ -95,20 +122,9 @@ class Results:
             case "save":
                 return await self._saved(user, text, future, act, until)
 
-    async def _sample(
-        self, user: User, text: str, future: Future, act: Act, until: float
-    ) -> Outcome:
-        sampler = Sampler.read(future.subject)
-        if sampler is None:
-            raise unknown("request_id", text)
-        act.of("TrainableModel", sampler.model, after=sampler.ref)
-        await self._auth.require(user, *SAMPLE, sampler.model)
-        act.told = not self._samples.knows(user, text)
-        if act.told:
-            # Its request stays in no frame that waits: tokens take much more room than their text.
-            await self._samples.begin(user, text, sampler, sample_of(text, future, sampler))
+    async def _sample(self, key: str, until: float) -> Outcome:
         try:
-            found = await self._samples.result(user, text, _left(until))
+            found = await self._samples.result(key, _left(until))
         except RefusalError as refusal:
             if refusal.reason == SAMPLE_REFUSED and refusal.status >= 500:
                 return Failed(refusal.message, "server")
@@ -202,7 +218,10 @@ class Results:
         found = world.checkpoints.get(trained.beside(checkpoint))
         if found is None:
             return Failed(f"Checkpoint {checkpoint} was deleted")
-        if sees(world.models[trained], found):
+        model = world.models.get(trained)
+        if model is None:
+            return Failed(f"model {trained} was deleted")
+        if sees(model, found):
             return None
         pod = world.ready_trainer(trained)
         raise PodFaultError(

@@ -10,7 +10,7 @@ from espalier.gateway.access.callers import Callers
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Quotas
 from espalier.gateway.access.request_body import read_body
-from espalier.gateway.access.request_limits import MAX_OTHER_FUTURE_BYTES, limit_body
+from espalier.gateway.access.request_limits import HELD, MAX_OTHER_FUTURE_BYTES, limit_body
 from espalier.gateway.access.rights import SAMPLE
 from espalier.gateway.context import GatewayContext
 from espalier.gateway.hud.fork import Forks
@@ -87,8 +87,13 @@ class TinkerRoutes:
             # Whoever may do what an id says may write it by hand, so nothing was told of it before.
             act.target = future.subject
             request[ACT] = act
-        outcome = await self._results.outcome(user, asked.request_id, future, act)
-        return response(asked.request_id, outcome)
+        text = told = asked.request_id
+        del asked
+        if future.kind == "sample":
+            # No poll that waits has the request, which may be megabytes; nor is it told again.
+            text = await self._results.begin(user, text, future, act, request[HELD])
+            told = str(future)
+        return response(told, await self._results.outcome(user, text, future, act))
 
     async def others(self, request: web.Request) -> web.Response:
         """Refused by name, for callers: a part of Tinker's service that a cluster has not."""

@@ -2,8 +2,9 @@
 and ends when nobody asks any more. Its request is in its future, so a gateway that knows nothing of
 it samples it, and nothing that a client waits for is lost with a gateway.
 
-What it holds between two polls is counted as its caller's: the text of its request among bodies,
-and its result among answers, where it is kept for a poll that is lost as long as there is room.
+What it holds between two polls is counted as its caller's: its request among bodies, until it has
+ended, and its result in a room of its own. A poll that waits is told at once how a sample ended.
+Where the room is full the result is not kept beyond that, and whoever asks again samples anew.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
-from functools import partial
 
 import aiohttp
 from pydantic_core import to_json
 
 from espalier.api.wire.headers import CALLER
 from espalier.gateway.access.auth import User
-from espalier.gateway.access.byte_budget import ByteBudget, Hold
+from espalier.gateway.access.byte_budget import ByteBudget
 from espalier.gateway.access.pod_answers import read_held
 from espalier.gateway.access.pod_calls import PodCalls
 from espalier.gateway.access.quotas import Limits, Quotas, Share
@@ -28,8 +27,10 @@ from espalier.gateway.routes.full_weights_swap import SENDINGS, NotLoadedError, 
 from espalier.gateway.routes.rewrite import refuse_cut_short, tokens_of
 from espalier.gateway.tinker import sampling
 from espalier.gateway.tinker.bodies import Sample
+from espalier.gateway.tinker.kept_results import KeptResults
 from espalier.gateway.tinker.models import stalled
 from espalier.gateway.tinker.names import Sampler
+from espalier.gateway.tinker.running_sample import Running, brief
 from espalier.gateway.world.pod_addresses import PodAddress
 from espalier.gateway.world.routing import NO_REPLICAS, NotReady, Slug, Target, Unknown, resolve
 from espalier.gateway.world.watch import WorldWatch
@@ -46,46 +47,10 @@ ATTEMPTS = 3
 SAMPLE_REFUSED = "SampleRefused"
 # A checkpoint's commit is acknowledged before its object reaches the cache.
 CHECKPOINT_SECONDS = 10.0
+# Of what one caller's bodies may hold, what its samples may: room is left for its polls.
+PERCENT_OF_BODIES = 50
 
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
-
-
-@dataclass
-class _Running:
-    """One sample.
-
-    Attributes:
-        user: who asked for it.
-        sampler: what is sampled.
-        text: of the request, as JSON; empty once it has ended.
-        room: of the text.
-        kept: room of the result.
-        lasts: whether there is room to keep the result for another poll.
-        waits: for what.
-        asked: how often it was asked for.
-        open: polls that wait for it.
-    """
-
-    user: User
-    sampler: Sampler
-    text: bytes
-    room: Hold
-    kept: Hold
-    task: asyncio.Task[bytes] = field(init=False)
-    lasts: bool = False
-    waits: NotReady | None = None
-    asked: int = 0
-    open: int = 0
-
-    @property
-    def request(self) -> Sample:
-        """What is asked for; read anew, because tokens take much more room than their text."""
-        return Sample.model_validate_json(self.text)
-
-    def end(self) -> None:
-        """Its request is not needed any more."""
-        self.text = b""
-        self.room.release()
 
 
 class Samples:
@@ -96,7 +61,7 @@ class Samples:
         pods: calls the rollouts.
         quotas: of samples at once, and of tokens.
         bodies: the budget for requests.
-        limits: what of it, and of the room for answers, one caller may hold.
+        limits: what of it one caller may hold.
     """
 
     def __init__(
@@ -111,63 +76,84 @@ class Samples:
         self._pods = pods
         self._quotas = quotas
         self._bodies = bodies
-        self._percent = limits.body_percent
-        self._running: dict[str, _Running] = {}
+        self._percent = limits.body_percent * PERCENT_OF_BODIES // 100
+        self._kept = KeptResults()
+        self._running: dict[str, Running] = {}
         self._turns: Counter[NamespacedName] = Counter()
 
-    def knows(self, user: User, future: str) -> bool:
-        """Whether a caller's sample is begun already."""
-        return _key(user, future) in self._running
+    def knows(self, key: str) -> bool:
+        """Whether a sample is begun already."""
+        return key in self._running
 
-    async def begin(self, user: User, future: str, sampler: Sampler, request: Sample) -> None:
-        """Begins a sample; RefusalError 429 or 503 without room for its request."""
-        text = to_json(request.model_dump(exclude_defaults=True))
+    async def begin(self, key: str, user: User, sampler: Sampler, request: Sample) -> None:
+        """Begins a sample; RefusalError 429 or 503 without room for its request. It never waits."""
+        # How long a text may be is known when it is sent.
+        completion = to_json(sampling.completion(request, 0))
         room = self._bodies.hold_of(user.name, self._percent)
-        await room.take(len(text))
-        kept = self._pods.answers.hold_of(user.name, self._percent)
-        running = _Running(user, sampler, text, room, kept)
+        await room.take(len(completion))
+        running = Running(user, sampler, brief(request), completion, room)
+        self._running[key] = running
         running.task = asyncio.create_task(self._sample(running))
-        running.task.add_done_callback(lambda _: running.end())
-        self._running[_key(user, future)] = running
+        running.task.add_done_callback(lambda _: self._ended(key, running))
+        self._unasked(key, running)
 
-    async def result(self, user: User, future: str, seconds: float) -> bytes | NotReady | None:
+    async def result(self, key: str, seconds: float) -> bytes | NotReady | None:
         """The SampleResponse; what it waits for; None while it is being sampled.
 
         Raises:
-            RefusalError: it cannot be sampled.
+            RefusalError: it cannot be sampled. Asked again it is tried again.
         """
-        key = _key(user, future)
         running = self._running[key]
-        running.asked += 1
         running.open += 1
         try:
             await asyncio.wait({running.task}, timeout=seconds)
         finally:
             running.open -= 1
-            drop = partial(self._drop, key, running, running.asked)
-            asyncio.get_running_loop().call_later(IDLE_SECONDS, drop)
-        if not running.task.done():
-            return running.waits
-        if running.task.cancelled() or running.task.exception() is not None or not running.lasts:
-            # Asked again it is tried again.
-            self._running.pop(key, None)
-        return running.task.result()
+            if not running.open:
+                self._unasked(key, running)
+        return running.task.result() if running.task.done() else running.waits
 
-    def _drop(self, key: str, running: _Running, asked: int) -> None:
-        """Ends a sample that nobody has asked for since."""
-        if running.asked == asked and not running.open and self._running.get(key) is running:
+    def _ended(self, key: str, running: Running) -> None:
+        """Its request is not needed any more; its result is kept if there is room."""
+        running.completion = b""
+        running.room.release()
+        if not running.task.cancelled() and running.task.exception() is None:
+            size = len(running.task.result())
+            if self._running.get(key) is running and self._kept.take(running.user.name, size):
+                running.kept = size
+        if not running.open:
+            self._unasked(key, running)
+
+    def _unasked(self, key: str, running: Running) -> None:
+        """No poll waits for it now: what has ended and is not kept is forgotten, others later."""
+        if running.task.done() and running.kept is None:
+            self._forget(key, running)
+            return
+        if running.idle is not None:
+            running.idle.cancel()
+        loop = asyncio.get_running_loop()
+        running.idle = loop.call_later(IDLE_SECONDS, self._forget, key, running)
+
+    def _forget(self, key: str, running: Running) -> None:
+        """Ends a sample for which no poll waits, and gives back what is kept of it."""
+        if running.open:
+            return
+        if running.idle is not None:
+            # It would hold the result as long as it would have run.
+            running.idle.cancel()
+        if self._running.get(key) is running:
             del self._running[key]
-            running.kept.release()
-            if not running.task.cancel() and not running.task.cancelled():
-                # Read here, because nobody else will.
-                running.task.exception()
+        if running.kept is not None:
+            self._kept.give(running.user.name, running.kept)
+            running.kept = None
+        running.task.cancel()
 
-    async def _sample(self, running: _Running) -> bytes:
+    async def _sample(self, running: Running) -> bytes:
         target = await self._target(running)
         async with self._quotas.sample(running.user, target.model) as share:
             return await self._sent(running, target, share)
 
-    async def _sent(self, running: _Running, target: Target, share: Share) -> bytes:
+    async def _sent(self, running: Running, target: Target, share: Share) -> bytes:
         refused: Exception = RuntimeError("never sent")
         for _ in range(SENDINGS):
             try:
@@ -180,7 +166,7 @@ class Samples:
             "HeadMoving", f"{running.sampler.model} is moved again and again: {refused}"
         )
 
-    async def _target(self, running: _Running) -> Target:
+    async def _target(self, running: Running) -> Target:
         """Where to sample, once something serves it."""
         sampler = running.sampler
 
@@ -209,23 +195,24 @@ class Samples:
                 404, "CheckpointNotFound", f"model {sampler.model} has no {sampler.ref!r}"
             )
 
-    async def _send(self, running: _Running, target: Target, share: Share) -> bytes:
-        spec = self._watch.world.models[target.model].spec
-        context = spec.rollout.max_model_tokens
-        sent = to_json({"model": target.adapter, **sampling.completion(running.request, context)})
+    async def _send(self, running: Running, target: Target, share: Share) -> bytes:
+        model = self._watch.world.models.get(target.model)
+        if model is None:
+            raise RefusalError(404, "CheckpointNotFound", f"model {target.model} was deleted")
+        running.address(target.adapter, model.spec.rollout.max_model_tokens)
         lost: Exception = RuntimeError("never sent")
         for _ in range(ATTEMPTS):
             turn = self._turns[target.model] = self._turns[target.model] + 1
             pod = target.pods[turn % len(target.pods)]
             try:
-                return await self._send_to(pod, running, target, sent, share)
+                return await self._send_to(pod, running, target, share)
             except aiohttp.ClientError as error:
                 lost = error
                 await asyncio.sleep(AGAIN_SECONDS)
         raise not_ready("RolloutUnreachable", f"a rollout of {target.model} is lost: {lost}")
 
     async def _send_to(
-        self, pod: PodAddress, running: _Running, target: Target, sent: bytes, share: Share
+        self, pod: PodAddress, running: Running, target: Target, share: Share
     ) -> bytes:
         headers = {
             **self._pods.tokens.header(target.model, pod),
@@ -234,7 +221,7 @@ class Samples:
         }
         url = f"http://{pod.address}/v1/completions"
         async with self._pods.session.post(
-            url, data=sent, headers=headers, timeout=_TIMEOUT
+            url, data=running.completion, headers=headers, timeout=_TIMEOUT
         ) as response:
             with self._pods.answers.hold() as hold:
                 answer = await read_held(response, hold)
@@ -242,12 +229,9 @@ class Samples:
                     share.spend(tokens_of(answer))
                     refuse_cut_short(answer)
                     try:
-                        result = sampling.response(running.request, read_json(answer))
+                        return running.response(answer)
                     except UnreadableError as error:
                         raise unknown(response, f"answers a completion wrongly: {error}") from error
-                    hold.release()
-                    running.lasts = await running.kept.take_if_free(len(result))
-                    return result
             message = _message_of(answer)
             if response.status == 409:
                 raise NotLoadedError(message)
@@ -256,7 +240,7 @@ class Samples:
             raise RefusalError(response.status, SAMPLE_REFUSED, message)
 
 
-def _key(user: User, future: str) -> str:
+def key_of(user: User, future: str) -> str:
     """What a caller's sample is known by: another's with the same request is another sample."""
     return hashlib.sha256(f"{user.name}\n{future}".encode()).hexdigest()
 
