@@ -6,15 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm import SamplingParams
 
 from espalier.sampler.adapter_slots import AdapterSlots
-from espalier.sampler.slot_scheduling import held_back
-
-pytestmark = pytest.mark.vllm
 
 
-def request(adapter: int, params: SamplingParams | None) -> Any:
+def request(adapter: int, params: object) -> Any:
     return SimpleNamespace(
         lora_request=SimpleNamespace(lora_int_id=adapter),
         sampling_params=params,
@@ -23,13 +19,16 @@ def request(adapter: int, params: SamplingParams | None) -> Any:
     )
 
 
-@pytest.mark.parametrize("params", [None, SamplingParams()], ids=["pooled", "without arguments"])
-def test_a_request_without_a_caller_is_scheduled_as_of_one_more_caller(
-    params: SamplingParams | None,
-) -> None:
+@pytest.mark.parametrize("pools", [True, False])
+def test_a_request_without_a_caller_is_scheduled_as_of_one_more_caller(pools: bool) -> None:
     """An exception in its scheduler would end the engine."""
+    # Here, so that no other worker imports vLLM.
+    from vllm import SamplingParams
+
+    from espalier.sampler.slot_scheduling import held_back
+
     told = SamplingParams(extra_args={"espalier_caller": "a"})
-    waiting = [request(1, told), request(2, params)]
+    waiting = [request(1, told), request(2, None if pools else SamplingParams())]
     scheduler = SimpleNamespace(
         requests=dict(enumerate(waiting)), running=[], waiting=SimpleNamespace(_heap=waiting)
     )
