@@ -25,7 +25,7 @@ from espalier.kube.cluster import (
 )
 from espalier.kube.connections import ApiServerTransport, load_configuration
 from espalier.kube.objects import Body, ObjectKey, kind_of, label_selector
-from espalier.kube.reviews import access_review, own_access_review, token_review, token_reviewed
+from espalier.kube.reviews import resource_attributes, token_review, token_reviewed
 
 PAGE_SIZE = 500
 # After this many objects of a page, other tasks of the event loop run.
@@ -235,15 +235,20 @@ class KubernetesCluster:
         extra: Extra = (),
     ) -> bool:
         """See Cluster."""
-        spec = access_review(
-            user, groups, verb, group, resource, namespace, name, uid=uid, extra=extra
-        )
+        attributes = resource_attributes(verb, group, resource, namespace, name)
+        spec: Body = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
+        if uid:
+            spec["uid"] = uid
+        if extra:
+            spec["extra"] = {key: [*values] for key, values in extra}
         status = await self._review("authorization.k8s.io", "SubjectAccessReview", spec)
         return bool(status["allowed"])
 
     async def may(self, verb: str, kind: str, namespace: str, subresource: str = "") -> bool:
         """SelfSubjectAccessReview: may we ourselves do this to objects of a kind?"""
-        spec = own_access_review(verb, kind, namespace, subresource)
+        known = kind_of(kind)
+        resource = f"{known.plural}/{subresource}"
+        spec = {"resourceAttributes": resource_attributes(verb, known.group, resource, namespace)}
         status = await self._review("authorization.k8s.io", "SelfSubjectAccessReview", spec)
         return bool(status["allowed"])
 

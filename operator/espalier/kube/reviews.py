@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from espalier.kube.cluster import Extra, TokenReviewResult
-from espalier.kube.objects import Body, kind_of
+from espalier.kube.cluster import TokenReviewResult
+from espalier.kube.objects import Body
 
 
 def token_review(token: str, audiences: Sequence[str]) -> Body:
@@ -27,45 +27,16 @@ def token_reviewed(status: Body) -> TokenReviewResult:
     )
 
 
-def access_review(  # noqa: PLR0917 the attributes of a SubjectAccessReview
-    user: str,
-    groups: Sequence[str],
-    verb: str,
-    group: str,
-    resource: str,
-    namespace: str,
-    name: str,
-    *,
-    uid: str = "",
-    extra: Extra = (),
+def resource_attributes(
+    verb: str, group: str, resource: str, namespace: str, name: str = ""
 ) -> Body:
-    """The spec of a SubjectAccessReview; ``resource`` may name a subresource after a slash."""
+    """What a review of access is of; ``resource`` may name a subresource after a slash."""
     named, _, subresource = resource.partition("/")
-    attributes = {
+    return {
         "verb": verb,
         "group": group,
         "resource": named,
+        "subresource": subresource,
         "namespace": namespace,
         "name": name,
     }
-    if subresource:
-        attributes["subresource"] = subresource
-    spec: Body = {"user": user, "groups": [*groups], "resourceAttributes": attributes}
-    if uid:
-        spec["uid"] = uid
-    if extra:
-        spec["extra"] = {key: [*values] for key, values in extra}
-    return spec
-
-
-def own_access_review(verb: str, kind: str, namespace: str, subresource: str) -> Body:
-    """The spec of a SelfSubjectAccessReview of objects of a kind."""
-    known = kind_of(kind)
-    attributes = {
-        "verb": verb,
-        "group": known.group,
-        "resource": known.plural,
-        "subresource": subresource,
-        "namespace": namespace,
-    }
-    return {"resourceAttributes": attributes}

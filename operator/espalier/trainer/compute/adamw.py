@@ -62,11 +62,7 @@ def read_moments(tensors: Mapping[str, Tensor], steps: int, device: torch.device
             if name.endswith(ending)
         }
 
-    return Moments(
-        named(FIRST),
-        named(SECOND),
-        steps,
-    )
+    return Moments(named(FIRST), named(SECOND), steps)
 
 
 def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,10 @@ class Full(Trained):
         self._config = json.loads((base / CONFIG_FILE).read_text())
         self._others = _others(base)
 
+    @property
     @override
-    @contextmanager
-    def initial(self) -> Iterator[Mapping[str, Tensor]]:
-        yield Tensors(self._base.glob("*.safetensors"))
+    def initial(self) -> Mapping[str, Tensor]:
+        return Tensors(self._base.glob("*.safetensors"))
 
     @override
     def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:

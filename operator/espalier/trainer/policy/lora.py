@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ class Lora(Trained):
         self.parameters = self._named_parameters()
         self._initial = {name: value.detach().clone() for name, value in self.parameters.items()}
 
+    @property
     @override
-    def initial(self) -> AbstractContextManager[Mapping[str, Tensor]]:
-        return nullcontext(self._initial)
+    def initial(self) -> Mapping[str, Tensor]:
+        return self._initial
 
     @override
     @contextmanager

@@ -190,8 +190,8 @@ class Policy:
 
     def reset(self) -> None:
         """Returns to before the first step, where log-probs equal the base's."""
-        with self.trained.initial() as initial:
-            self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
+        initial = self.trained.initial
+        self.load(self.part(initial) if isinstance(initial, Tensors) else initial)
 
 
 def load_policy(base: Path, adapter: Adapter, dtype: str, ranks: int = 1) -> Policy:

@@ -20,9 +20,10 @@ class Trained(ABC):
     causal_lm: Any
     parameters: dict[str, nn.Parameter]
 
+    @property
     @abstractmethod
-    def initial(self) -> AbstractContextManager[Mapping[str, Tensor]]:
-        """The parameters before the first step, to be read inside."""
+    def initial(self) -> Mapping[str, Tensor]:
+        """The parameters before the first step."""
 
     @abstractmethod
     def replaced_by(self, other: Mapping[str, Tensor] | None) -> AbstractContextManager[None]:
